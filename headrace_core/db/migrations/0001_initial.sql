@@ -24,6 +24,8 @@ create table headrace_core.units (
     due_at           timestamptz not null,
     dispatch         integer     not null default 1,
     published_at     timestamptz,
+    -- The last try to publish; null: none yet. The sweep leaves a fresh try alone for a moment.
+    offered_at       timestamptz,
     -- True once the task has started: it goes to the `resume` subject and is not queued behind new ones.
     resumed          boolean     not null default false,
     -- The lease. Epochs never restart; (epoch, holder) is the right to write.
@@ -48,6 +50,7 @@ create table headrace_core.units (
     updated_at       timestamptz not null default now(),
     started_at       timestamptz,
     attempt_at       timestamptz,
+    planned_at       timestamptz,
     ended_at         timestamptz,
     -- Of the task row only.
     sequence         bigint      not null default 0,
@@ -190,6 +193,13 @@ create table headrace_core.inference (
     checked_at timestamptz not null default now()
 );
 
+-- The basic view of a task, column for column the TaskRecord of the code. Private.
+create view headrace_core.task_records as
+    select task_id as id, namespace, kind, queue, priority, state, reason, generation, sequence, labels, idempotency_key, attempt,
+           failures, crashes, interruptions, max_attempts, max_crashes, fraction, message, done_shards, total_shards, created_at,
+           due_at, deadline, started_at, ended_at, updated_at, worker, error
+    from headrace_core.units where unit = -1;
+
 create view headrace.tasks as
     select task_id as id, namespace, kind, queue, labels, state, reason, generation, payload, result, error, priority,
            attempt as attempts, failures, crashes, interruptions, sequence, total_shards, done_shards, idempotency_key,
@@ -207,12 +217,12 @@ create view headrace.attempts as
            case when unit >= 0 then unit end as shard_index, generation, attempt, epoch, worker, started_at, ended_at, outcome, error
     from headrace_core.attempts
     union all
-    select task_id, case when unit = -2 then 'MERGE' when unit >= 0 then 'SHARD' when total_shards is not null then 'PLAN' else 'TASK' end,
+    select task_id, case when unit = -2 then 'MERGE' when unit >= 0 then 'SHARD' when planned_at is not null then 'PLAN' else 'TASK' end,
            case when unit >= 0 then unit end, generation, attempt, epoch, worker, attempt_at,
-           case when state = 'PROCESSING' and holder is not null then null else coalesce(ended_at, updated_at) end,
-           case when state = 'PROCESSING' and holder is null then 'COMPLETED' else state end, null
-    from headrace_core.units u
-    where attempt > 0 and (state = 'COMPLETED' or (state = 'PROCESSING' and (holder is not null or unit = -1)));
+           case when unit = -1 and planned_at is not null then planned_at when holder is null then ended_at end,
+           case when holder is null then 'COMPLETED' else state end, null
+    from headrace_core.units
+    where attempt > 0 and (state = 'COMPLETED' or holder is not null or (unit = -1 and planned_at is not null));
 
 create view headrace.dead_letters as
     select id, task_id, generation, namespace, queue, kind, reason, error, budgets, created_at, published_at, resolved_at, resolution

@@ -1,0 +1,375 @@
+"""The connection: always being made, never waited for, and honest about its state.
+
+Each connection is a new nats-py client. Its own reconnect keeps unsent commands of the dead connection and sends
+them later (stale pull requests and publishes), ends for good on some server errors, and hangs where a frozen server
+keeps the socket from draining. A new client has none of that; subscriptions live in a registry here and are made
+again on every connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import structlog
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription as ClientSubscription
+from nats.errors import Error as ClientError
+
+from headrace_core.bus.errors import BusError, BusUnavailable, JetStreamMissing, from_answer, from_client
+
+RECONNECT_SECONDS = 0.25
+CONNECT_SECONDS = 2.0  # for TCP, INFO and CONNECT, each; also for the whole of one round of attempts
+PING_SECONDS = 2.0  # three unanswered pings end a connection: a frozen server is noticed within about 6 s
+WATCH_SECONDS = 0.5
+JETSTREAM_SECONDS = 2.0
+JETSTREAM_AGAIN_SECONDS = 5.0
+CLOSE_SECONDS = 2.0
+REQUEST_SECONDS = 5.0
+# While a server is frozen nats-py buffers without a bound. Beyond this much we are as good as disconnected.
+MAX_BUFFERED_BYTES = 16 * 1024 * 1024
+# Everything that nats-py, its transport and asyncio raise for a connection that is not there or does not answer.
+CLIENT_ERRORS = (ClientError, OSError, TimeoutError, RuntimeError, AttributeError, AssertionError)
+
+StateCallback = Callable[[bool], None]
+MessageCallback = Callable[[Msg], None]
+
+_log = structlog.get_logger("headrace.bus")
+
+
+class Subscription:
+    """Interest in a subject, on every connection from now on. Made by `Bus.subscribe`."""
+
+    def __init__(self, bus: Bus, subject: str, callback: MessageCallback) -> None:
+        self.subject = subject
+        self._bus = bus
+        self._callback = callback
+        self._live: ClientSubscription | None = None
+
+    async def unsubscribe(self) -> None:
+        """End it at once; messages on their way are dropped. Idempotent."""
+        self._bus.forget(self)
+        live, self._live = self._live, None
+        if live is None:
+            return
+        try:
+            await live.unsubscribe()
+        except ClientError:
+            return  # the connection is gone, and the subscription with it
+
+    async def drain(self, within: float = 1.0) -> None:
+        """End it at the server, deliver what was on its way, then forget it. At most `within` seconds. Idempotent."""
+        self._bus.forget(self)
+        live = self._live
+        if live is not None:
+            try:
+                # Not the library's drain: it sends its PING before the UNSUB and so waits for too little.
+                await live._conn._send_unsubscribe(live._id)
+                await self._bus.flush(within)
+            except (BusError, ClientError):
+                _log.info("the bus went away before a subscription was drained", action="bus_drain_cut")
+        await self.unsubscribe()
+
+    async def attach(self, client: Client) -> None:
+        """Make it on a new connection. For Bus only."""
+        self._live = await client.subscribe(self.subject, cb=self._receive)
+
+    async def _receive(self, message: Msg) -> None:
+        self._callback(message)
+
+
+class Bus:
+    """One connection to NATS, kept up in the background from `connect` to `close`.
+
+    `url` is one URL or several of one cluster, separated by commas. `name` is shown by the server's monitoring.
+    """
+
+    def __init__(self, url: str, *, name: str) -> None:
+        self.name = name
+        self._servers = [part.strip() for part in url.split(",") if part.strip()]
+        if not self._servers:
+            raise ValueError("the NATS URL is empty; give one like nats://host:4222")
+        self._client: Client | None = None
+        self._subscriptions: dict[Subscription, None] = {}
+        self._callbacks: dict[object, StateCallback] = {}
+        self._up = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._problem = "not connected yet"
+        self._jetstream = False
+
+    @property
+    def connected(self) -> bool:
+        """Whether a connection is up, as far as we know: a frozen server is noticed within about 6 seconds."""
+        return self._client is not None and self._client.is_connected
+
+    @property
+    def jetstream(self) -> bool:
+        """Whether JetStream answered this connection for this account."""
+        return self.connected and self._jetstream
+
+    @property
+    def problem(self) -> str:
+        """Why there is no connection or no JetStream, as a sentence; empty when all is well."""
+        return self._problem
+
+    def on_state_change(self, callback: StateCallback) -> Callable[[], None]:
+        """Call `callback(connected)` from the event loop after every change; returns how to stop that.
+
+        A connection is reported after its subscriptions are made and JetStream has been asked for. The callback may
+        come again with the same value when only `jetstream` has changed.
+        """
+        key = object()
+        self._callbacks[key] = callback
+        return lambda: self._callbacks.pop(key, None) and None
+
+    async def connect(self, timeout: float = CONNECT_SECONDS) -> bool:
+        """Start connecting and wait up to `timeout` seconds for it. Returns `connected`; never fails, tries for ever."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name=f"bus-connection-{self.name}")
+        try:
+            async with asyncio.timeout(timeout):
+                await self._up.wait()
+        except TimeoutError:
+            return False
+        return self.connected
+
+    async def close(self) -> None:
+        """Send what is buffered (2 s at most) and disconnect for good. Idempotent."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task], timeout=2 * CLOSE_SECONDS)
+
+    async def subscribe(self, subject: str, callback: MessageCallback) -> Subscription:
+        """Call `callback` for every message on `subject`, now and after every reconnect, until unsubscribed.
+
+        The callback runs on the event loop and must not block. What it raises is logged.
+        """
+        subscription = Subscription(self, subject, callback)
+        self._subscriptions[subscription] = None
+        if self._client is not None:
+            try:
+                await subscription.attach(self._client)
+            except CLIENT_ERRORS as error:
+                _log.info(
+                    "subscription waits for the next connection",
+                    action="bus_subscribe_later",
+                    error=str(error),
+                )
+        return subscription
+
+    def forget(self, subscription: Subscription) -> None:
+        """Take a subscription out of the registry. For Subscription only."""
+        self._subscriptions.pop(subscription, None)
+
+    def new_inbox(self) -> str:
+        """Return a subject that nobody else has, to receive answers on."""
+        return f"_INBOX.{secrets.token_hex(11)}"
+
+    async def send(
+        self, subject: str, body: bytes = b"", *, reply: str = "", headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Publish on core NATS: buffered, unconfirmed, does not wait.
+
+        Raises BusUnavailable while disconnected, RequestRefused for what could never be sent.
+        """
+        client = self._live_client()
+        try:
+            await client.publish(subject, body, reply, None if headers is None else dict(headers))
+        except CLIENT_ERRORS as error:
+            raise from_client(f"publish on {subject}", error) from error
+
+    async def flush(self, timeout: float = REQUEST_SECONDS) -> None:
+        """Wait until the server has read everything sent before and we have received everything it sent before that.
+
+        Raises BusUnavailable.
+        """
+        client = self._live_client()
+        future: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
+        inbox = self.new_inbox()
+        try:
+            # A message to ourselves: the library's flush writes its PING ahead of what is still buffered, and a
+            # PONG after a time-out breaks its reader.
+            async with asyncio.timeout(timeout):
+                subscription = await client.subscribe(inbox, future=future)
+                try:
+                    await client.publish(inbox)
+                    await future
+                finally:
+                    await subscription.unsubscribe()
+        except CLIENT_ERRORS as error:
+            raise from_client("flush", error) from error
+
+    async def request(
+        self, subject: str, payload: Mapping[str, Any] | None = None, timeout: float = REQUEST_SECONDS
+    ) -> dict[str, Any]:
+        """Ask the JetStream API (`$JS.API.…`) and return its answer, parsed.
+
+        Raises StreamMissing, DurableMissing, StreamFull, JetStreamMissing, RequestRefused; BusUnavailable when there
+        is no connection or no answer within `timeout` seconds (the request may have taken effect).
+        """
+        client = self._live_client()
+        body = b"" if payload is None else json.dumps(payload).encode()
+        try:
+            async with asyncio.timeout(timeout + 1.0):
+                message = await client.request(subject, body, timeout=timeout)
+        except CLIENT_ERRORS as error:
+            raise from_client(subject, error) from error
+        return _parsed(subject, message.data)
+
+    def _live_client(self) -> Client:
+        client = self._client
+        if client is None or not client.is_connected:
+            raise BusUnavailable(f"no connection to {self._where()}: {self._problem}")
+        if client.pending_data_size > MAX_BUFFERED_BYTES:
+            raise BusUnavailable(
+                f"{self._where()} takes nothing: {client.pending_data_size} bytes are waiting"
+            )
+        return client
+
+    def _where(self) -> str:
+        # A URL may hold a password.
+        return ",".join(server.rsplit("@", 1)[-1].removeprefix("nats://") for server in self._servers)
+
+    # -- the background task: owner is this object, failure policy is to go on ------------------------------------------
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                client = await self._open()
+                if client is not None:
+                    await self._serve(client)
+            except Exception:
+                # Whatever it was, a service without a bus goes on from Postgres: say it and try again.
+                _log.exception("the bus connection failed unexpectedly", action="bus_connection_failed")
+            await asyncio.sleep(RECONNECT_SECONDS * (0.75 + secrets.randbelow(500) / 1000))
+
+    async def _open(self) -> Client | None:
+        client = Client()
+        try:
+            async with asyncio.timeout(2 * CONNECT_SECONDS):
+                await client.connect(
+                    list(self._servers),
+                    name=self.name,
+                    allow_reconnect=False,
+                    max_reconnect_attempts=1,  # then a new client
+                    reconnect_time_wait=RECONNECT_SECONDS,  # type: ignore[arg-type] # any number will do
+                    connect_timeout=CONNECT_SECONDS,  # type: ignore[arg-type]
+                    ping_interval=PING_SECONDS,  # type: ignore[arg-type]
+                    max_outstanding_pings=2,
+                    pending_size=0,  # publishing while disconnected fails instead of being buffered
+                    error_cb=self._note_error,
+                )
+        except CLIENT_ERRORS as error:
+            self._problem = str(client.last_error or error) or type(error).__name__
+            await _discard(client)
+            return None
+        except BaseException:
+            await _discard(client)
+            raise
+        return client
+
+    async def _serve(self, client: Client) -> None:
+        try:
+            for subscription in list(self._subscriptions):
+                await subscription.attach(client)
+            self._client = client
+            await self._look_for_jetstream()
+            self._announce(connected=True)
+            await self._until_lost(client)
+        except ClientError as error:
+            self._problem = str(error)
+        finally:
+            self._client = None
+            self._jetstream = False
+            self._announce(connected=False)
+            await _discard(client)
+
+    async def _until_lost(self, client: Client) -> None:
+        """Return once the connection is lost.
+
+        It is looked at instead of waited for: the library sets the state at once but calls back only after closing
+        the socket, which never happens with data buffered for a frozen server.
+        """
+        loop = asyncio.get_running_loop()
+        next_look = loop.time() + JETSTREAM_AGAIN_SECONDS
+        while client.is_connected:  # noqa: ASYNC110 - see above
+            await asyncio.sleep(WATCH_SECONDS)
+            if not self._jetstream and loop.time() > next_look:
+                next_look = loop.time() + JETSTREAM_AGAIN_SECONDS
+                await self._look_for_jetstream()
+                if self._jetstream:
+                    self._announce(connected=True)
+        self._problem = str(client.last_error or "the connection was lost") or "the connection was lost"
+
+    async def _look_for_jetstream(self) -> None:
+        try:
+            await self.request("$JS.API.INFO", timeout=JETSTREAM_SECONDS)
+        except JetStreamMissing:
+            self._jetstream = False
+            self._problem = (
+                f"the NATS at {self._where()} has no JetStream for this account: start nats-server with --jetstream, "
+                "or enable it for the account"
+            )
+        except BusError as error:
+            self._jetstream = False
+            self._problem = (
+                f"JetStream at {self._where()} does not answer (is $JS.API.> allowed?): {error.message}"
+            )
+        else:
+            self._jetstream = True
+            self._problem = ""
+
+    def _announce(self, *, connected: bool) -> None:
+        if connected:
+            self._up.set()
+        else:
+            self._up.clear()
+        _log.info(
+            "connected" if connected else "disconnected",
+            action="bus_connected" if connected else "bus_disconnected",
+            server=self._where(),
+            problem=self._problem,
+        )
+        loop = asyncio.get_running_loop()
+        for callback in list(self._callbacks.values()):
+            # Each on its own: what one of them raises is logged by the loop and keeps the others from nothing.
+            loop.call_soon(callback, connected)
+
+    async def _note_error(self, error: Exception) -> None:
+        """Be told by nats-py of an error: of the connection (we see it end ourselves) or of a callback (a defect)."""
+        if isinstance(error, (ClientError, OSError, TimeoutError)):
+            self._problem = str(error) or type(error).__name__
+            _log.debug("NATS reports an error", action="bus_client_error", error=self._problem)
+        else:
+            _log.error("a bus callback failed", action="bus_callback_failed", exc_info=error)
+
+
+def _parsed(subject: str, data: bytes) -> dict[str, Any]:
+    try:
+        answer = json.loads(data)
+    except ValueError as error:
+        raise BusError(f"{subject}: the answer is not JSON: {data[:80]!r}") from error
+    if not isinstance(answer, dict):
+        raise BusError(f"{subject}: the answer is no JSON object: {data[:80]!r}")
+    if "error" in answer:
+        raise from_answer(subject, answer["error"])
+    return answer
+
+
+async def _discard(client: Client) -> None:
+    """Close a client within CLOSE_SECONDS, by force if its socket does not drain."""
+    try:
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await client.close()
+    except CLIENT_ERRORS as error:
+        _log.debug("a connection did not close by itself", action="bus_close_forced", error=str(error))
+    finally:
+        # WebSocket transports have no such writer; they close their own session.
+        writer: asyncio.StreamWriter | None = getattr(client._transport, "_io_writer", None)
+        if writer is not None:
+            writer.transport.abort()

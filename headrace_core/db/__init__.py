@@ -1,0 +1,1 @@
+"""Postgres: the pool, the statements, the migrations, the errors."""

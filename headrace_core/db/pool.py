@@ -1,0 +1,125 @@
+"""The pool of connections and the two ways to use it: one statement, or one transaction.
+
+Every call is bounded in time, waiting for a connection included. A transaction that meets a deadlock or a serialization
+failure is run again with the same input, so its work must be a function of that input alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.rows import dict_row
+from psycopg_pool import AsyncConnectionPool
+
+from headrace_core.db.errors import DatabaseUnavailable, is_repeatable, translate
+
+Row = dict[str, Any]
+Params = Mapping[str, Any]
+T = TypeVar("T")
+
+
+class _JsonText(psycopg.adapt.Loader):
+    """A json column as its UTF-8 text: payloads and results pass through these services unparsed."""
+
+    def load(self, data: Any) -> bytes:
+        return bytes(data)
+
+
+class Transaction:
+    """Statements within one transaction."""
+
+    def __init__(self, connection: AsyncConnection[Row]) -> None:
+        self._connection = connection
+
+    async def fetch(self, sql: str, params: Params = {}) -> list[Row]:  # noqa: B006 (never changed)
+        """Run a statement that returns rows."""
+        cursor = await self._connection.execute(sql.encode(), params)
+        return await cursor.fetchall()
+
+    async def execute(self, sql: str, params: Params = {}) -> int:  # noqa: B006 (never changed)
+        """Run a statement; how many rows it changed."""
+        cursor = await self._connection.execute(sql.encode(), params)
+        return cursor.rowcount
+
+
+class Database:
+    """A bounded pool of connections to one database, with our types and limits on each."""
+
+    def __init__(self, url: str, *, max_size: int = 8, statement_timeout: float = 5.0) -> None:
+        """`max_size` connections at most; `statement_timeout` in seconds is enforced by Postgres as well."""
+        self._pool: AsyncConnectionPool[AsyncConnection[Row]] = AsyncConnectionPool(
+            url,
+            kwargs={"row_factory": dict_row, "options": _options(statement_timeout), "connect_timeout": 3},
+            min_size=1,
+            max_size=max_size,
+            open=False,
+            configure=_configure,
+            reconnect_timeout=0,
+            check=None,
+            name="headrace",
+        )
+
+    async def open(self) -> None:
+        """Start connecting in the background; returns at once, also while Postgres is away."""
+        await self._pool.open(wait=False)
+
+    async def close(self) -> None:
+        """Close every connection; at most 5 s."""
+        await self._pool.close(timeout=5)
+
+    async def fetch(self, sql: str, params: Params = {}, *, timeout: float = 5.0) -> list[Row]:  # noqa: B006
+        """Run one statement in a transaction of its own.
+
+        Raises:
+            DatabaseUnavailable: no answer within `timeout` seconds, or the connection was lost.
+            DataRejected: the data of the statement is bad.
+        """
+        return await self.run(lambda tx: tx.fetch(sql, params), timeout=timeout)
+
+    async def run(self, work: Callable[[Transaction], Awaitable[T]], *, timeout: float = 5.0) -> T:
+        """Run `work` in one transaction and commit. Raises as `fetch`; the outcome is then unknown."""
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._run_until_settled(work)
+        except (psycopg.Error, TimeoutError) as error:
+            translated = translate(error)
+            if translated is None:
+                raise
+            raise translated from error
+
+    async def _run_until_settled(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
+        for _ in range(_MAX_REPEATS):
+            try:
+                return await self._run_once(work)
+            except psycopg.Error as error:
+                if not is_repeatable(error):
+                    raise
+        raise DatabaseUnavailable(f"a transaction was given up after {_MAX_REPEATS} deadlocks in a row")
+
+    async def _run_once(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
+        async with self._pool.connection() as connection:
+            return await work(Transaction(connection))
+
+
+_MAX_REPEATS = 8
+
+
+def _options(statement_timeout: float) -> str:
+    """Promise G1 asks for synchronous_commit at least `on`, whatever the role's own setting is."""
+    milliseconds = int(statement_timeout * 1000)
+    return (
+        f"-c synchronous_commit=on -c timezone=UTC -c statement_timeout={milliseconds} "
+        f"-c idle_in_transaction_session_timeout=30000 -c jit=off"
+    )
+
+
+async def _configure(connection: AsyncConnection[Row]) -> None:
+    connection.adapters.register_loader("json", _JsonText)
+    connection.prepare_threshold = 2
+
+
+__all__ = ["Database", "Params", "Row", "Transaction"]

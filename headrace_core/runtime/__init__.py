@@ -1,0 +1,1 @@
+"""How a service lives: signals, ordered start, background tasks with a failure policy, drain, stop, exit codes."""

@@ -1,0 +1,100 @@
+"""An ASGI application on a port of its own, inside a process whose signals and loop belong to somebody else."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Generator
+from typing import Any
+
+import uvicorn
+
+from headrace_core.settings.errors import SettingsError
+from headrace_core.telemetry import logs
+
+START_SECONDS = 10.0
+BACKLOG = 1024
+
+log = logs.get(__name__)
+
+
+class HttpServer:
+    """Serves `app` on `listen` (host:port, port 0 takes a free one)."""
+
+    def __init__(self, app: Any, listen: str, *, name: str = "http") -> None:
+        config = uvicorn.Config(
+            app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1, backlog=BACKLOG
+        )
+        self._listen = listen
+        self._name = name
+        self._server = _Embedded(config)
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> str:
+        """Bind and serve; returns the bound host:port. Raises SettingsError if the address cannot be bound."""
+        bound = bind(self._listen)
+        self._task = asyncio.create_task(self._server.serve(sockets=[bound]), name=f"{self._name} server")
+        started = asyncio.create_task(self._server.ready.wait(), name=f"{self._name} start")
+        try:
+            await asyncio.wait(
+                {self._task, started}, timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            started.cancel()
+        if not self._server.ready.is_set():
+            await self.stop()
+            raise RuntimeError(f"the {self._name} server on {self._listen} did not start")
+        host, port = bound.getsockname()[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    async def serve_until_closed(self) -> None:
+        """Wait, without a limit, until the server ends; raises if it does so without `stop`. For a Supervisor ("stop")."""
+        assert self._task is not None, "start comes first"
+        await asyncio.shield(self._task)
+        if not self._server.should_exit:
+            raise RuntimeError(f"the {self._name} server has ended by itself")
+
+    async def stop(self, within: float = 3.0) -> None:
+        """Close the port; requests in progress get one second, then are cut. Idempotent, legal before start."""
+        task, self._task = self._task, None
+        if task is None:
+            return
+        self._server.should_exit = True
+        _done, pending = await asyncio.wait({task}, timeout=within)
+        if pending:
+            log.error("the HTTP server did not end in time", action="http.stuck", name=self._name, within=within)
+            task.cancel()
+            await asyncio.wait({task}, timeout=1.0)
+        elif not task.cancelled() and (error := task.exception()):
+            log.error("the HTTP server had failed", action="http.failed", name=self._name, exc_info=error)
+
+
+def bind(listen: str) -> socket.socket:
+    """A bound TCP socket. Raises SettingsError naming the address and the system's reason."""
+    host, _, port = listen.rpartition(":")
+    host = host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, int(port)))
+    except OSError as error:
+        bound.close()
+        raise SettingsError(f"cannot listen on {listen}: {error.strerror or error}") from error
+    bound.setblocking(False)
+    return bound
+
+
+class _Embedded(uvicorn.Server):
+    """uvicorn without its signal handlers, telling when it serves."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        self.ready.set()

@@ -1,0 +1,195 @@
+"""The environment of a service: every HEADRACE_ variable, typed. A variable that nobody knows stops the start.
+
+A misspelt variable would otherwise run a service with a default that its owner believes to have changed.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+
+from headrace_core.settings.errors import SettingsError
+from headrace_core.settings.explain import explain
+from headrace_core.settings.queues import SUBJECT_PREFIX, BrokerChoice, Topology, load_topology
+
+PREFIX = "HEADRACE_"
+# For a Service called headrace-producer Kubernetes sets HEADRACE_PRODUCER_SERVICE_HOST, …_SERVICE_PORT[_NAME],
+# …_PORT=tcp://…, …_PORT_50051_TCP=tcp://… and …_PORT_50051_TCP_{PROTO,PORT,ADDR} in every pod of the namespace.
+KUBERNETES = re.compile(
+    r"HEADRACE_(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)"
+)
+KUBERNETES_PORT = re.compile(r"HEADRACE_(?:\w+_)?PORT")
+KUBERNETES_PORT_VALUE = re.compile(r"(?:tcp|udp|sctp)://")
+
+
+def _listen_address(value: str) -> str:
+    host, separator, port = value.rpartition(":")
+    if not separator or not host or not port.isdigit() or int(port) > 65535:
+        raise ValueError("an address is host:port, for example 127.0.0.1:50051; port 0 takes a free one")
+    return value
+
+
+def _postgres_url(value: str) -> str:
+    if not value.startswith(("postgresql://", "postgres://")):
+        raise ValueError("it must begin with postgresql://")
+    return value
+
+
+def _nats_url(value: str) -> str:
+    if not all(part.strip().startswith(("nats://", "tls://")) for part in value.split(",")):
+        raise ValueError(
+            "it must be one or more addresses that begin with nats:// or tls://, separated by commas"
+        )
+    return value
+
+
+def _separated(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
+Listen = Annotated[str, AfterValidator(_listen_address)]
+
+
+class ServiceSettings(BaseModel):
+    """What a service reads from its environment. An empty variable counts as not set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    database_url: Annotated[str, AfterValidator(_postgres_url)] = Field(
+        "postgresql://postgres@127.0.0.1:5432/headrace", description="Where Postgres is."
+    )
+    nats_url: Annotated[str, AfterValidator(_nats_url)] = Field(
+        "nats://127.0.0.1:4222",
+        description="Where NATS is; several addresses of a cluster separated by commas.",
+    )
+    broker: BrokerChoice = Field(
+        "nats", description="`none`: Postgres alone, no NATS at all. Overrides `broker` of headrace.toml."
+    )
+    subject_prefix: str = Field(
+        "headrace",
+        pattern=SUBJECT_PREFIX,
+        description="First token of every NATS subject. Overrides `subject_prefix` of headrace.toml.",
+    )
+    stream_prefix: str = Field(
+        "HEADRACE",
+        pattern=SUBJECT_PREFIX,
+        description="First part of every stream's name. Unless set: `subject_prefix` in capitals.",
+    )
+    listen: Listen = Field(
+        "127.0.0.1:0",
+        description="Where the service answers gRPC (a consumer: health only), host:port; port 0 takes a free one. "
+        "Default: producer 127.0.0.1:50051, status 127.0.0.1:50052, consumer 127.0.0.1:0.",
+    )
+    ops_listen: Listen = Field(
+        "127.0.0.1:0",
+        description="Where /livez, /readyz and /metrics are; port 0 takes a free one (see the log).",
+    )
+    http_listen: Listen = Field(
+        "127.0.0.1:8080",
+        description="Status only: where the dashboard, /api/async-status and /api/ai-status are.",
+    )
+    config: Path | None = Field(
+        None, description="Path of headrace.toml; unless set, the one in the working directory."
+    )
+    handlers: Annotated[list[str], BeforeValidator(_separated)] = Field(
+        default_factory=list,
+        description="Consumer only: importable modules with handlers, separated by commas, besides the built-in ones.",
+    )
+    grace_seconds: float = Field(
+        20.0,
+        ge=0.0,
+        le=3600.0,
+        description="How long running work may take to finish after SIGTERM, in seconds.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="The least level that is logged."
+    )
+    log_format: Literal["json", "console"] = Field(
+        "json", description="For machines, or for people at a terminal."
+    )
+    create_queues: bool = Field(
+        default=False,
+        description="Create, with defaults, a queue that a handler names and nobody declared; unless set, an error.",
+    )
+    ready_file: Path | None = Field(
+        None,
+        description="Written once the service serves: a JSON object with `grpc`, `ops`, `http` (addresses or null) and "
+        "`pid`; removed at a clean stop.",
+    )
+    producer_address: str = Field(
+        "", description="Read by the SDK and the CLI; accepted and not used by services."
+    )
+    status_address: str = Field(
+        "", description="Read by the SDK and the CLI; accepted and not used by services."
+    )
+    ai_backend: Literal["embedded", "openai"] = Field(
+        "embedded", description="`ai.analyze`: the model in the process, or an OpenAI-compatible server."
+    )
+    ai_base_url: str = Field("", description="`ai.analyze`: where the OpenAI-compatible server is.")
+    ai_model: str = Field("", description="`ai.analyze`: which of the server's models.")
+    ai_api_key: SecretStr = Field(SecretStr(""), description="`ai.analyze`: the server's key. Never logged.")
+    ai_timeout_seconds: float = Field(
+        60.0, gt=0.0, le=3600.0, description="`ai.analyze`: how long one answer of the server may take."
+    )
+    topology: Topology = Field(default_factory=Topology, exclude=True)
+    """Not a variable: what headrace.toml declares, read together with the environment."""
+
+
+NOT_VARIABLES = frozenset({"topology"})
+VARIABLES = {
+    PREFIX + name.upper(): name for name in ServiceSettings.model_fields if name not in NOT_VARIABLES
+}
+
+
+def load_settings(
+    environ: Mapping[str, str],
+    *,
+    default_listen: str,
+    default_ops_listen: str = "127.0.0.1:0",
+    cwd: Path | None = None,
+) -> ServiceSettings:
+    """The settings of a service from `environ` and headrace.toml (looked for in `cwd`, the working directory).
+
+    Raises SettingsError in one sentence naming the variable or the key, its value and what is allowed.
+    """
+    given = {
+        name: value
+        for name, value in environ.items()
+        if name.startswith(PREFIX) and not _is_kubernetes(name, value)
+    }
+    unknown = sorted(set(given) - set(VARIABLES))
+    if unknown:
+        raise SettingsError(_about_unknown(unknown[0]))
+    values: dict[str, object] = {"listen": default_listen, "ops_listen": default_ops_listen}
+    values |= {VARIABLES[name]: value for name, value in given.items() if value}
+    settings = _validated(values)
+    topology = load_topology(settings.config, environ, cwd or Path.cwd())
+    resolved = {"topology": topology, "broker": topology.broker, "subject_prefix": topology.subject_prefix}
+    if "stream_prefix" not in values:
+        resolved["stream_prefix"] = topology.subject_prefix.upper()
+    return settings.model_copy(update=resolved)
+
+
+def _validated(values: Mapping[str, object]) -> ServiceSettings:
+    try:
+        return ServiceSettings.model_validate(values)
+    except ValidationError as error:
+        raise SettingsError(explain(error, ServiceSettings, lambda field: PREFIX + field.upper())) from error
+
+
+def _is_kubernetes(name: str, value: str) -> bool:
+    if name in VARIABLES:
+        return False
+    if KUBERNETES.fullmatch(name):
+        return True
+    return bool(KUBERNETES_PORT.fullmatch(name) and KUBERNETES_PORT_VALUE.match(value))
+
+
+def _about_unknown(name: str) -> str:
+    closest = difflib.get_close_matches(name, VARIABLES, n=1, cutoff=0.0)[0]
+    return f"unknown variable {name} in the environment; the closest known one is {closest}"

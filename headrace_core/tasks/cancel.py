@@ -1,0 +1,61 @@
+"""Ends that come from outside the handler: cancelled by a client, or past the deadline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from headrace_core.db import queries
+from headrace_core.db.pool import Database, Transaction
+from headrace_core.errors import TaskNotFound, TaskTerminal
+from headrace_core.tasks.model import TaskRecord, TaskState, Wake
+from headrace_core.tasks.records import read_records
+from headrace_core.tasks.settle import TaskEnd, end_tasks, lock_tasks
+
+_SQL = queries.load("headrace_core.tasks", "sql/cancel.sql")
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The task after the call; `changed` is False if it had been cancelled before."""
+
+    task: TaskRecord
+    changed: bool
+    wakes: list[Wake]
+
+
+async def cancel(db: Database, task_id: UUID, reason: str = "CANCELLED_BY_CLIENT") -> Cancelled:
+    """Cancel a task and every open unit of it. Idempotent.
+
+    Raises:
+        TaskNotFound: no such task.
+        TaskTerminal: it has ended otherwise.
+    """
+
+    async def work(tx: Transaction) -> Cancelled:
+        await lock_tasks(tx, [task_id])
+        ended = await end_tasks(tx, [TaskEnd(task_id, reason)], TaskState.CANCELLED)
+        task = (await read_records(tx, [task_id])).get(task_id)
+        if task is None:
+            raise TaskNotFound(f"there is no task {task_id}", metadata={"id": str(task_id)})
+        if not ended and task.state is not TaskState.CANCELLED:
+            raise TaskTerminal(
+                f"task {task_id} has ended as {task.state}; it cannot be cancelled",
+                metadata={"state": task.state},
+            )
+        return Cancelled(task, bool(ended), [Wake(row["task_id"], row["sequence"]) for row in ended])
+
+    return await db.run(work)
+
+
+async def expire(db: Database, limit: int = 500) -> list[Wake]:
+    """End up to `limit` tasks whose deadline has passed, as EXPIRED."""
+
+    async def work(tx: Transaction) -> list[Wake]:
+        overdue = [
+            TaskEnd(row["task_id"], "DEADLINE_EXCEEDED") for row in await tx.fetch(_SQL["overdue"], {"limit": limit})
+        ]
+        ended = await end_tasks(tx, overdue, TaskState.EXPIRED) if overdue else []
+        return [Wake(row["task_id"], row["sequence"]) for row in ended]
+
+    return await db.run(work)

@@ -1,0 +1,293 @@
+"""The nouns of a task's life, as the database and the bus know them. No I/O here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum, IntEnum, StrEnum
+from typing import Literal
+from uuid import UUID
+
+TASK = -1
+"""The unit number of the task itself; for a sharded kind, of its plan."""
+MERGE = -2
+"""The unit number of a merge. Shards count from 0."""
+
+UnitType = Literal["TASK", "PLAN", "SHARD", "MERGE"]
+
+
+class TaskState(StrEnum):
+    """See TaskState in task.proto."""
+
+    PENDING = "PENDING"
+    PROCESSING = "PROCESSING"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    EXPIRED = "EXPIRED"
+
+
+TERMINAL = frozenset({TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELLED, TaskState.EXPIRED})
+
+
+class Priority(IntEnum):
+    """As in task.proto."""
+
+    LOW = 1
+    NORMAL = 2
+    HIGH = 3
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class UnitId:
+    """Which unit of which task. Ordered: every batch locks its rows in this order."""
+
+    task_id: UUID
+    unit: int = TASK
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to write: the unit, the number of its start, and who started it."""
+
+    unit_id: UnitId
+    epoch: int
+    holder: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A consumer process as it claims: a random id of its start, its name for people, the kinds that it can run."""
+
+    id: UUID
+    worker: str
+    kinds: tuple[str, ...]
+    sharded: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NewTask:
+    """A validated task, about to be committed. `payload` is UTF-8 JSON text; times are aware UTC."""
+
+    id: UUID
+    namespace: str
+    kind: str
+    queue: str
+    payload: bytes
+    fingerprint: bytes
+    idempotency_key: str | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+    priority: Priority = Priority.NORMAL
+    run_at: datetime | None = None
+    deadline: datetime | None = None
+    max_attempts: int = 3
+    max_crashes: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRecord:
+    """A task's row, basic view. JSON columns are raw UTF-8 text."""
+
+    id: UUID
+    namespace: str
+    kind: str
+    queue: str
+    priority: int
+    state: TaskState
+    reason: str
+    generation: int
+    sequence: int
+    labels: dict[str, str]
+    idempotency_key: str | None
+    attempt: int
+    failures: int
+    crashes: int
+    interruptions: int
+    max_attempts: int
+    max_crashes: int
+    fraction: float
+    message: str
+    done_shards: int
+    total_shards: int | None
+    created_at: datetime
+    due_at: datetime
+    deadline: datetime | None
+    started_at: datetime | None
+    ended_at: datetime | None
+    updated_at: datetime
+    worker: str
+    error: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """What became of a NewTask. `reused`: its key belongs to a task of another request, which `task` is."""
+
+    task: TaskRecord
+    created: bool
+    reused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """An intended publication of a unit. The dispatch number makes the message id: only repeats of it share one."""
+
+    unit_id: UnitId
+    queue: str
+    priority: int
+    resumed: bool
+    dispatch: int
+
+    @property
+    def subject_suffix(self) -> str:
+        """`<queue>.<resume|high|normal|low>`."""
+        level = "resume" if self.resumed else Priority(self.priority).name.lower()
+        return f"{self.queue}.{level}"
+
+    @property
+    def message_id(self) -> str:
+        """The Nats-Msg-Id."""
+        return f"{self.unit_id.task_id}/{self.unit_id.unit}/{self.dispatch}"
+
+    @property
+    def body(self) -> bytes:
+        """Ids only: the payload stays in Postgres."""
+        return b'{"task":"%b","unit":%d,"dispatch":%d}' % (
+            str(self.unit_id.task_id).encode(),
+            self.unit_id.unit,
+            self.dispatch,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """A delivery's body, parsed."""
+
+    unit_id: UnitId
+    dispatch: int
+
+
+class Verdict(Enum):
+    """What a delivery met (design, rule 5). Everything but CLAIMED means: acknowledge, the row knows what is next."""
+
+    CLAIMED = "claimed"
+    NOT_DUE = "not_due"
+    LEASED = "leased"
+    ENDED = "ended"
+    GONE = "gone"
+    PAUSED = "paused"
+    NO_HANDLER = "no_handler"
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedUnit:
+    """A unit whose lease this process has just taken. JSON columns are raw UTF-8 text."""
+
+    lease: Lease
+    type: UnitType
+    kind: str
+    queue: str
+    namespace: str
+    generation: int
+    attempt: int
+    payload: bytes
+    checkpoint: bytes | None
+    deadline: datetime | None
+    failures: int
+    crashes: int
+    interruptions: int
+    max_attempts: int
+    max_crashes: int
+    suspect: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """A live hint: the task has events up to `sequence`. Never the event itself."""
+
+    task_id: UUID
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The answer to one delivery; `unit` only if CLAIMED."""
+
+    unit_id: UnitId
+    verdict: Verdict
+    unit: ClaimedUnit | None = None
+
+
+# -- what a consumer asks to be written when an attempt has ended ------------------------------------------------------
+
+Charge = Literal["failure", "crash", "interruption", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """The unit is done; `result` is UTF-8 JSON text."""
+
+    lease: Lease
+    result: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The plan is done: these shards (UTF-8 JSON objects), of which `needed` must complete."""
+
+    lease: Lease
+    shards: tuple[bytes, ...]
+    needed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reschedule:
+    """The unit goes on in another attempt: a retry, a hand-back, a kind without handler here. `due_in` in seconds."""
+
+    lease: Lease
+    due_in: float
+    charge: Charge
+    reason: str
+    error: bytes | None = None
+    checkpoint: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """The unit has failed for good; `error` is JSON text {"reason", "type", "message"}."""
+
+    lease: Lease
+    charge: Charge
+    reason: str
+    error: bytes
+
+
+Settlement = Complete | Plan | Reschedule | Fail
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What became of a settlement. Not applied: the lease was lost, so neither ack nor nak."""
+
+    applied: bool
+    dead_letter_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settlements:
+    """A settled batch: one answer for each, and what to publish and whom to wake after the commit."""
+
+    answers: list[Settled]
+    publications: list[Publication]
+    wakes: list[Wake]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Progress or output of a running unit. `byte_offset` counts UTF-8 bytes within unit and attempt."""
+
+    lease: Lease
+    type: Literal["progress", "output"]
+    fraction: float = 0.0
+    text: str = ""
+    byte_offset: int = 0

@@ -1,0 +1,44 @@
+"""The outbox: what is committed, due, and not known to be in the stream."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from headrace_core.db import queries
+from headrace_core.db.pool import Database
+from headrace_core.tasks.model import Publication, TaskRecord, UnitId
+
+_SQL = queries.load("headrace_core.tasks", "sql/publication.sql")
+
+
+def of_submitted(task: TaskRecord) -> Publication:
+    """The first publication of a task that was just accepted."""
+    return Publication(UnitId(task.id), task.queue, task.priority, resumed=False, dispatch=1)
+
+
+async def take_unpublished(db: Database, limit: int, grace: float, full: Collection[str] = ()) -> list[Publication]:
+    """Take up to `limit` due units whose last try to publish is older than `grace` seconds (or never was).
+
+    `full` names subjects (`<queue>.<level>`) that the stream refuses for now.
+    """
+    rows = await db.fetch(_SQL["take_unpublished"], {"limit": limit, "grace": grace, "full": list(full)})
+    return [
+        Publication(
+            UnitId(row["task_id"], row["unit"]),
+            row["queue"],
+            row["priority"],
+            row["resumed"],
+            row["dispatch"],
+        )
+        for row in rows
+    ]
+
+
+async def mark_published(db: Database, publications: Sequence[Publication]) -> None:
+    """Note that the stream has them. Losing this note costs one more publication; the claim makes it harmless."""
+    params = {
+        "tasks": [item.unit_id.task_id for item in publications],
+        "units": [item.unit_id.unit for item in publications],
+        "dispatches": [item.dispatch for item in publications],
+    }
+    await db.run(lambda tx: tx.execute(_SQL["mark_published"], params))

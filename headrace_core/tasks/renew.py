@@ -1,0 +1,35 @@
+"""Keeping a lease: renewals in one batch, and the checkpoint that the next attempt starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from headrace_core.db import queries
+from headrace_core.db.pool import Database
+from headrace_core.tasks.model import Lease, UnitId
+
+_SQL = queries.load("headrace_core.tasks", "sql/renew.sql")
+
+
+async def renew(db: Database, leases: Sequence[Lease], *, timeout: float = 2.0) -> set[UnitId]:
+    """Renew `leases` in one statement; the units that are still held. The rest has been lost: end their handlers."""
+    rows = await db.fetch(_SQL["renew"], lease_columns(leases), timeout=timeout)
+    return {UnitId(row["task_id"], row["unit"]) for row in rows}
+
+
+async def save_checkpoint(db: Database, lease: Lease, data: bytes) -> bool:
+    """Store `data` (JSON text) for the unit's next attempt; False if the lease was lost."""
+    params = {"data": data.decode(), "task": lease.unit_id.task_id, "unit": lease.unit_id.unit}
+    params |= {"epoch": lease.epoch, "holder": lease.holder}
+    return await db.run(lambda tx: tx.execute(_SQL["save_checkpoint"], params)) == 1
+
+
+def lease_columns(leases: Sequence[Lease]) -> dict[str, list[Any]]:
+    """Leases as the four arrays that the statements unnest."""
+    return {
+        "tasks": [lease.unit_id.task_id for lease in leases],
+        "units": [lease.unit_id.unit for lease in leases],
+        "epochs": [lease.epoch for lease in leases],
+        "holders": [lease.holder for lease in leases],
+    }

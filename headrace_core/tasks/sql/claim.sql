@@ -1,0 +1,44 @@
+-- name: due_units
+-- What could be started now, straight from Postgres: locked until the claim in the same transaction.
+select u.task_id, u.unit
+from headrace_core.units u
+where u.state = 'PENDING' and u.queue = %(queue)s and u.due_at <= now() and u.kind = any(%(kinds)s)
+  and not exists (select 1 from headrace_core.queues q where q.name = u.queue and q.paused_at is not null)
+order by u.resumed desc, u.priority desc, u.due_at, u.task_id
+limit %(limit)s
+for update of u skip locked;
+
+-- name: claim
+-- Start units: take the next epoch for this holder, wherever the unit is pending, due, of a kind that the holder runs,
+-- and its queue is not paused. What is due but cannot start here is put back for the relay to publish anew. One row for
+-- each unit that was asked for and exists; `claimed` tells which were taken.
+with locked as (
+    select u.task_id, u.unit, u.state, u.due_at <= now() as due, q.paused_at is not null as paused,
+           u.kind = any(%(kinds)s) as known
+    from unnest(%(tasks)b::uuid[], %(units)b::int[]) as a (task_id, unit)
+    join headrace_core.units u on u.task_id = a.task_id and u.unit = a.unit
+    left join headrace_core.queues q on q.name = u.queue
+    order by u.task_id, u.unit
+    for update of u
+), claimed as (
+    update headrace_core.units u
+    set state = 'PROCESSING', reason = '', epoch = u.epoch + 1, holder = %(holder)s, worker = %(worker)s, attempt = u.attempt + 1,
+        attempt_at = now(), started_at = coalesce(u.started_at, now()), updated_at = now(), resumed = true,
+        sequence = case when u.unit = -1 then u.sequence + 1 else u.sequence end
+    from locked l
+    where u.task_id = l.task_id and u.unit = l.unit and l.state = 'PENDING' and l.due and not l.paused and l.known
+    returning u.*
+), put_back as (
+    update headrace_core.units u
+    set due_at = case when l.paused then u.due_at else now() + interval '5 s' end,
+        dispatch = u.dispatch + 1, published_at = null, offered_at = null
+    from locked l
+    where u.task_id = l.task_id and u.unit = l.unit and l.state = 'PENDING' and l.due and (l.paused or not l.known)
+), logged as (
+    insert into headrace_core.events (task_id, sequence, generation, unit, plan, attempt, type, state)
+    select task_id, sequence, generation, unit, kind = any(%(sharded)s), attempt, 'state', 'PROCESSING' from claimed where unit = -1
+)
+select l.task_id, l.unit, l.state, l.due, l.paused, l.known, c.task_id is not null as claimed,
+       c.kind, c.queue, c.namespace, c.generation, c.epoch, c.attempt, c.payload, c.checkpoint, c.deadline, c.failures, c.crashes,
+       c.interruptions, c.max_attempts, c.max_crashes, c.suspect, c.sequence
+from locked l left join claimed c on c.task_id = l.task_id and c.unit = l.unit;

@@ -1,0 +1,42 @@
+-- name: insert_tasks
+-- Accept tasks, each with its first event. A key or an id that is known already is skipped: read it back afterwards.
+-- Ordered by key: two batches that share keys meet in one order.
+with asked as (
+    select * from unnest(
+        %(ids)b::uuid[], %(namespaces)b::text[], %(kinds)b::text[], %(queues)b::text[], %(priorities)b::int[],
+        %(payloads)b::text[], %(fingerprints)b::bytea[], %(keys)b::text[], %(labels)b::text[],
+        %(run_ats)b::timestamptz[], %(deadlines)b::timestamptz[], %(max_attempts)b::int[], %(max_crashes)b::int[]
+    ) as a (id, namespace, kind, queue, priority, payload, fingerprint, key, labels, run_at, deadline, max_attempts, max_crashes)
+), inserted as (
+    insert into headrace_core.units (task_id, unit, namespace, kind, queue, priority, payload, fingerprint, idempotency_key,
+        labels, run_at, deadline, max_attempts, max_crashes, sequence, due_at, offered_at)
+    select id, -1, namespace, kind, queue, priority, payload::json, fingerprint, key, labels::jsonb, run_at, deadline,
+        max_attempts, max_crashes, 1, greatest(run_at, now()), case when run_at > now() then null else now() end
+    from asked order by namespace, key, id
+    on conflict do nothing
+    returning task_id, due_at, created_at
+), logged as (
+    insert into headrace_core.events (task_id, sequence, generation, unit, attempt, type, state, due_at)
+    select task_id, 1, 1, -1, 0, 'state', 'PENDING', nullif(due_at, created_at) from inserted
+)
+select task_id, due_at, created_at from inserted;
+
+-- name: read_back
+-- The tasks that stood in the way, by key where there is one. A later statement than the insert: the insert's own
+-- snapshot does not see what it collided with.
+with asked as (
+    select * from unnest(%(ids)b::uuid[], %(namespaces)b::text[], %(keys)b::text[]) as a (id, namespace, key)
+), found as (
+    select a.id as asked_id, u.task_id, u.fingerprint
+    from asked a join headrace_core.units u on u.namespace = a.namespace and u.idempotency_key = a.key where a.key is not null
+    union all
+    select a.id, u.task_id, u.fingerprint
+    from asked a join headrace_core.units u on u.task_id = a.id and u.unit = -1 where a.key is null
+)
+select f.asked_id, f.fingerprint, r.* from found f join headrace_core.task_records r on r.id = f.task_id;
+
+-- name: find_by_key
+-- A task by its idempotency key, with the fingerprint of the request that brought it.
+select u.fingerprint, r.*
+from headrace_core.units u join headrace_core.task_records r on r.id = u.task_id
+where u.namespace = %(namespace)s and u.idempotency_key = %(key)s;

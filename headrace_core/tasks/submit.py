@@ -1,0 +1,114 @@
+"""Accepting tasks: many in one commit, each idempotent by its key (promises G1, G2)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from headrace_core.db import queries
+from headrace_core.db.pool import Database, Row, Transaction
+from headrace_core.tasks.model import NewTask, Submitted, TaskRecord, TaskState
+from headrace_core.tasks.records import task_record
+
+_SQL = queries.load("headrace_core.tasks", "sql/submit.sql")
+
+
+async def submit(db: Database, tasks: Sequence[NewTask], *, timeout: float = 5.0) -> list[Submitted]:
+    """Commit `tasks` in one transaction; one answer each, in order. Safe to repeat with the same ids.
+
+    Raises:
+        DatabaseUnavailable: the outcome is unknown; repeat with the same ids to learn it.
+        DataRejected: one of them is bad; none was accepted.
+    """
+
+    async def work(tx: Transaction) -> list[Submitted]:
+        inserted = {row["task_id"]: row for row in await tx.fetch(_SQL["insert_tasks"], _columns(tasks))}
+        known = await _read_back(tx, [task for task in tasks if task.id not in inserted])
+        return [
+            Submitted(_accepted(task, inserted[task.id]), created=True)
+            if task.id in inserted
+            else _known(task, known[task.id])
+            for task in tasks
+        ]
+
+    return await db.run(work, timeout=timeout)
+
+
+async def find_by_key(db: Database, namespace: str, key: str) -> tuple[TaskRecord, bytes] | None:
+    """The task that holds this idempotency key, and its request's fingerprint; None if the key is free."""
+    rows = await db.fetch(_SQL["find_by_key"], {"namespace": namespace, "key": key})
+    return (task_record(rows[0]), bytes(rows[0]["fingerprint"])) if rows else None
+
+
+async def _read_back(tx: Transaction, tasks: list[NewTask]) -> dict[Any, Row]:
+    if not tasks:
+        return {}
+    params = {
+        "ids": [task.id for task in tasks],
+        "namespaces": [task.namespace for task in tasks],
+        "keys": [task.idempotency_key for task in tasks],
+    }
+    return {row["asked_id"]: row for row in await tx.fetch(_SQL["read_back"], params)}
+
+
+def _known(task: NewTask, row: Row) -> Submitted:
+    """A task met under the key: the same request, perhaps even the same id, from a repeated commit."""
+    return Submitted(
+        task_record(row), created=row["id"] == task.id, reused=bytes(row["fingerprint"]) != task.fingerprint
+    )
+
+
+def _columns(tasks: Sequence[NewTask]) -> dict[str, list[Any]]:
+    return {
+        "ids": [task.id for task in tasks],
+        "namespaces": [task.namespace for task in tasks],
+        "kinds": [task.kind for task in tasks],
+        "queues": [task.queue for task in tasks],
+        "priorities": [int(task.priority) for task in tasks],
+        "payloads": [task.payload.decode() for task in tasks],
+        "fingerprints": [task.fingerprint for task in tasks],
+        "keys": [task.idempotency_key for task in tasks],
+        "labels": [json.dumps(task.labels) if task.labels else "{}" for task in tasks],
+        "run_ats": [task.run_at for task in tasks],
+        "deadlines": [task.deadline for task in tasks],
+        "max_attempts": [task.max_attempts for task in tasks],
+        "max_crashes": [task.max_crashes for task in tasks],
+    }
+
+
+def _accepted(task: NewTask, row: Row) -> TaskRecord:
+    """The record of a task that was just inserted: nothing of it needs to be read again."""
+    created_at: datetime = row["created_at"]
+    return TaskRecord(
+        id=task.id,
+        namespace=task.namespace,
+        kind=task.kind,
+        queue=task.queue,
+        priority=int(task.priority),
+        state=TaskState.PENDING,
+        reason="",
+        generation=1,
+        sequence=1,
+        labels=task.labels,
+        idempotency_key=task.idempotency_key,
+        attempt=0,
+        failures=0,
+        crashes=0,
+        interruptions=0,
+        max_attempts=task.max_attempts,
+        max_crashes=task.max_crashes,
+        fraction=0.0,
+        message="",
+        done_shards=0,
+        total_shards=None,
+        created_at=created_at,
+        due_at=row["due_at"],
+        deadline=task.deadline,
+        started_at=None,
+        ended_at=None,
+        updated_at=created_at,
+        worker="",
+        error=None,
+    )
