@@ -224,15 +224,15 @@ class TaskEndedError(HeadraceError):
         self.error = task.error if task.HasField("error") else None
 
 
-class TaskFailed(TaskEndedError):  # noqa: N818 - named like the state it reports
+class TaskFailed(TaskEndedError):
     """The task is FAILED: there is a dead letter, which can be redriven or discarded."""
 
 
-class TaskCancelled(TaskEndedError):  # noqa: N818 - named like the state it reports
+class TaskCancelled(TaskEndedError):
     """The task was cancelled, purged or discarded; the reason says which."""
 
 
-class TaskExpired(TaskEndedError):  # noqa: N818 - named like the state it reports
+class TaskExpired(TaskEndedError):
     """The task's deadline passed before it could finish."""
 
 

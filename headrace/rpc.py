@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -26,6 +26,7 @@ class Connection:
         self._address = address
         self._credentials = credentials
         self._channel: grpc.aio.Channel | None = None
+        self._stubs: dict[Callable[[grpc.aio.Channel], Any], Any] = {}
         self._closed = False
 
     @property
@@ -36,6 +37,16 @@ class Connection:
         if self._channel is None:
             self._channel = self._open()
         return self._channel
+
+    def stub(self, make: Callable[[grpc.aio.Channel], Any]) -> Any:
+        """Return the stub of the generated class `make`, made once.
+
+        Untyped, because the generator types the one class twice: callers name its asynchronous type.
+        """
+        channel = self.channel
+        if make not in self._stubs:
+            self._stubs[make] = make(channel)
+        return self._stubs[make]
 
     async def close(self) -> None:
         """End the channel and every call on it. Idempotent."""
@@ -53,7 +64,7 @@ class Connection:
 
     async def listen(
         self, method: grpc.aio.UnaryStreamMultiCallable[Request, Response], request: Request, silence: float
-    ) -> AsyncIterator[Response]:
+    ) -> AsyncGenerator[Response]:
         """Open a stream and yield its messages until the server ends it with OK; raises HeadraceError.
 
         UnavailableError too if nothing comes for `silence` seconds.

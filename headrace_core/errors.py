@@ -1,7 +1,7 @@
-"""Every way in which Headrace refuses a request, named after its reason: the one tree that edges turn into statuses.
+"""Every way in which Headrace refuses a request, named after its reason: the tree that edges turn into statuses.
 
-A `DomainError` says what a caller did or met; `headrace_core.rpc.status` turns it into a google.rpc.Status. Anything
-else that reaches the edge is a defect and answered as INTERNAL.
+A `DomainError` says what a caller did or met; `headrace_core.rpc.status` turns it into a google.rpc.Status.
+Anything else that reaches the edge is a defect and answered as INTERNAL.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,7 +13,7 @@ import grpc
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One field that breaks a documented limit: its path as in the proto (`requests[3].kind`), and what is allowed."""
+    """One field that breaks a limit: its path as in the proto (`requests[3].kind`), and what is allowed."""
 
     field: str
     description: str
@@ -22,12 +22,14 @@ class Violation:
 class DomainError(Exception):
     """A refusal with a reason. Subclasses fix `code` and `reason`; both are part of the API.
 
-    `message` is one sentence for a person: what, which value, what to do. `retry_after` is in seconds; None: the error
-    says nothing about trying again. `metadata` are short facts for programs (the id, the queue, the limit).
+    `message` is one sentence for a person: what, which value, what to do. `retry_after` is in seconds; None: the
+    class's default. `metadata` are short facts for programs (the id, the queue, the limit).
     """
 
     code: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
     reason: ClassVar[str] = "INTERNAL"
+    default_retry_after: ClassVar[float | None] = None
+    """Seconds that RetryInfo says where the raiser knows nothing better; None: no RetryInfo."""
 
     def __init__(
         self,
@@ -129,17 +131,19 @@ class DeadlinePassed(DomainError):
 
 
 class BacklogFull(DomainError):
-    """The queue holds max_backlog waiting tasks; give `retry_after`."""
+    """The queue holds max_backlog waiting tasks. Give `metadata` the queue."""
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
     reason = "BACKLOG_FULL"
+    default_retry_after = 1.0
 
 
 class DeadLettersFull(DomainError):
-    """The queue holds max_dead_letters open dead letters: redrive or discard some."""
+    """The queue holds max_dead_letters open dead letters: redrive or discard some. Give `metadata` the queue."""
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
     reason = "DEAD_LETTERS_FULL"
+    default_retry_after = 30.0
 
 
 class SequenceBeyondEnd(DomainError):
@@ -150,10 +154,11 @@ class SequenceBeyondEnd(DomainError):
 
 
 class DatabaseUnavailable(DomainError):
-    """Postgres could not be reached in time. At a submit the outcome is unknown: repeat the identical request."""
+    """Postgres could not be reached in time. At a submit the outcome is unknown: repeat the same request."""
 
     code = grpc.StatusCode.UNAVAILABLE
     reason = "DATABASE_UNAVAILABLE"
+    default_retry_after = 1.0
 
 
 class Draining(DomainError):
@@ -161,13 +166,15 @@ class Draining(DomainError):
 
     code = grpc.StatusCode.UNAVAILABLE
     reason = "DRAINING"
+    default_retry_after = 0.1
 
 
 class ServerLimit(DomainError):
-    """A limit of this server (open streams, requests in progress) is reached; give `retry_after`."""
+    """A limit of this server (open streams, requests in progress) is reached."""
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
     reason = "SERVER_LIMIT"
+    default_retry_after = 1.0
 
 
 class PageTokenInvalid(DomainError):

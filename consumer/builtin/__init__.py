@@ -4,7 +4,6 @@ Importing this package is cheap: numpy, tokenizers and openai are loaded by the 
 """
 
 from consumer.builtin.ai.handler import Analyze
-
 from consumer.builtin.echo import echo
 
 __all__ = ["Analyze", "echo"]

@@ -14,13 +14,13 @@ import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as ClientSubscription
 from nats.errors import Error as ClientError
 
 from headrace_core.bus.errors import BusError, BusUnavailable, JetStreamMissing, from_answer, from_client
+from headrace_core.telemetry import logs
 
 RECONNECT_SECONDS = 0.25
 CONNECT_SECONDS = 2.0  # for TCP, INFO and CONNECT, each; also for the whole of one round of attempts
@@ -38,17 +38,21 @@ CLIENT_ERRORS = (ClientError, OSError, TimeoutError, RuntimeError, AttributeErro
 StateCallback = Callable[[bool], None]
 MessageCallback = Callable[[Msg], None]
 
-_log = structlog.get_logger("headrace.bus")
+_log = logs.get("headrace.bus")
 
 
 class Subscription:
-    """Interest in a subject, on every connection from now on. Made by `Bus.subscribe`."""
+    """Interest in a subject, on every connection from now on. `Bus.subscribe` makes and starts one."""
 
     def __init__(self, bus: Bus, subject: str, callback: MessageCallback) -> None:
         self.subject = subject
         self._bus = bus
         self._callback = callback
         self._live: ClientSubscription | None = None
+
+    async def start(self) -> None:
+        """Make it, now if connected, and on every later connection."""
+        await self._bus.remember(self)
 
     async def unsubscribe(self) -> None:
         """End it at once; messages on their way are dropped. Idempotent."""
@@ -62,15 +66,17 @@ class Subscription:
             return  # the connection is gone, and the subscription with it
 
     async def drain(self, within: float = 1.0) -> None:
-        """End it at the server, deliver what was on its way, then forget it. At most `within` seconds. Idempotent."""
+        """End it at the server, deliver what was on its way, then forget it, in `within` seconds. Idempotent."""
         self._bus.forget(self)
         live = self._live
         if live is not None:
             try:
                 # Not the library's drain: it sends its PING before the UNSUB and so waits for too little.
-                await live._conn._send_unsubscribe(live._id)
-                await self._bus.flush(within)
-            except (BusError, ClientError):
+                async with asyncio.timeout(within):
+                    await live._conn._send_unsubscribe(live._id)
+                    await self._bus.flush(within)
+                    await live._pending_queue.join()
+            except (BusError, *CLIENT_ERRORS):
                 _log.info("the bus went away before a subscription was drained", action="bus_drain_cut")
         await self.unsubscribe()
 
@@ -79,7 +85,10 @@ class Subscription:
         self._live = await client.subscribe(self.subject, cb=self._receive)
 
     async def _receive(self, message: Msg) -> None:
-        self._callback(message)
+        try:
+            self._callback(message)
+        except Exception:  # noqa: BLE001 - the next message has the same right to be delivered; said loudly
+            _log.exception("a bus callback failed", action="bus_callback_failed", subject=self.subject)
 
 
 class Bus:
@@ -127,7 +136,7 @@ class Bus:
         return lambda: self._callbacks.pop(key, None) and None
 
     async def connect(self, timeout: float = CONNECT_SECONDS) -> bool:
-        """Start connecting and wait up to `timeout` seconds for it. Returns `connected`; never fails, tries for ever."""
+        """Start connecting, for ever, and wait up to `timeout` seconds for it. Returns `connected`, never fails."""
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name=f"bus-connection-{self.name}")
         try:
@@ -150,17 +159,17 @@ class Bus:
         The callback runs on the event loop and must not block. What it raises is logged.
         """
         subscription = Subscription(self, subject, callback)
+        await subscription.start()
+        return subscription
+
+    async def remember(self, subscription: Subscription) -> None:
+        """Make a subscription on this and every later connection. For Subscription only."""
         self._subscriptions[subscription] = None
         if self._client is not None:
             try:
                 await subscription.attach(self._client)
             except CLIENT_ERRORS as error:
-                _log.info(
-                    "subscription waits for the next connection",
-                    action="bus_subscribe_later",
-                    error=str(error),
-                )
-        return subscription
+                _log.info("subscription waits for a connection", action="bus_subscribe_later", error=str(error))
 
     def forget(self, subscription: Subscription) -> None:
         """Take a subscription out of the registry. For Subscription only."""
@@ -226,16 +235,14 @@ class Bus:
         if client is None or not client.is_connected:
             raise BusUnavailable(f"no connection to {self._where()}: {self._problem}")
         if client.pending_data_size > MAX_BUFFERED_BYTES:
-            raise BusUnavailable(
-                f"{self._where()} takes nothing: {client.pending_data_size} bytes are waiting"
-            )
+            raise BusUnavailable(f"{self._where()} takes nothing: {client.pending_data_size} bytes are waiting")
         return client
 
     def _where(self) -> str:
         # A URL may hold a password.
         return ",".join(server.rsplit("@", 1)[-1].removeprefix("nats://") for server in self._servers)
 
-    # -- the background task: owner is this object, failure policy is to go on ------------------------------------------
+    # -- the background task: owner is this object, failure policy is to go on -------------------------------
 
     async def _run(self) -> None:
         while True:
@@ -243,7 +250,7 @@ class Bus:
                 client = await self._open()
                 if client is not None:
                     await self._serve(client)
-            except Exception:
+            except Exception:  # noqa: BLE001 - see below
                 # Whatever it was, a service without a bus goes on from Postgres: say it and try again.
                 _log.exception("the bus connection failed unexpectedly", action="bus_connection_failed")
             await asyncio.sleep(RECONNECT_SECONDS * (0.75 + secrets.randbelow(500) / 1000))
@@ -281,8 +288,8 @@ class Bus:
             await self._look_for_jetstream()
             self._announce(connected=True)
             await self._until_lost(client)
-        except ClientError as error:
-            self._problem = str(error)
+        except CLIENT_ERRORS as error:
+            self._problem = str(error) or type(error).__name__
         finally:
             self._client = None
             self._jetstream = False
@@ -297,32 +304,30 @@ class Bus:
         """
         loop = asyncio.get_running_loop()
         next_look = loop.time() + JETSTREAM_AGAIN_SECONDS
-        while client.is_connected:  # noqa: ASYNC110 - see above
+        while client.is_connected:
             await asyncio.sleep(WATCH_SECONDS)
             if not self._jetstream and loop.time() > next_look:
                 next_look = loop.time() + JETSTREAM_AGAIN_SECONDS
-                await self._look_for_jetstream()
-                if self._jetstream:
+                if await self._look_for_jetstream():
                     self._announce(connected=True)
         self._problem = str(client.last_error or "the connection was lost") or "the connection was lost"
 
-    async def _look_for_jetstream(self) -> None:
+    async def _look_for_jetstream(self) -> bool:
+        where = self._where()
         try:
             await self.request("$JS.API.INFO", timeout=JETSTREAM_SECONDS)
         except JetStreamMissing:
-            self._jetstream = False
             self._problem = (
-                f"the NATS at {self._where()} has no JetStream for this account: start nats-server with --jetstream, "
+                f"the NATS at {where} has no JetStream for this account: start nats-server with --jetstream, "
                 "or enable it for the account"
             )
         except BusError as error:
-            self._jetstream = False
-            self._problem = (
-                f"JetStream at {self._where()} does not answer (is $JS.API.> allowed?): {error.message}"
-            )
+            seen = "" if self._client is None else str(self._client.last_error or "")
+            self._problem = f"JetStream at {where} does not answer, is $JS.API.> allowed? {error.message} {seen}"
         else:
-            self._jetstream = True
-            self._problem = ""
+            self._jetstream, self._problem = True, ""
+            return True
+        return False
 
     def _announce(self, *, connected: bool) -> None:
         if connected:
@@ -337,16 +342,13 @@ class Bus:
         )
         loop = asyncio.get_running_loop()
         for callback in list(self._callbacks.values()):
-            # Each on its own: what one of them raises is logged by the loop and keeps the others from nothing.
+            # Each on its own: what one raises is logged by the loop and does not concern the others.
             loop.call_soon(callback, connected)
 
     async def _note_error(self, error: Exception) -> None:
-        """Be told by nats-py of an error: of the connection (we see it end ourselves) or of a callback (a defect)."""
-        if isinstance(error, (ClientError, OSError, TimeoutError)):
-            self._problem = str(error) or type(error).__name__
-            _log.debug("NATS reports an error", action="bus_client_error", error=self._problem)
-        else:
-            _log.error("a bus callback failed", action="bus_callback_failed", exc_info=error)
+        """Be told by nats-py of an error of the connection, whose end we see ourselves."""
+        self._problem = str(error) or type(error).__name__
+        _log.debug("NATS reports an error", action="bus_client_error", error=self._problem)
 
 
 def _parsed(subject: str, data: bytes) -> dict[str, Any]:

@@ -36,4 +36,4 @@ def parse(text: str, source: str) -> Mapping[str, str]:
 
 def _strip_comments(sql: str) -> str:
     lines = (line for line in sql.splitlines() if not line.lstrip().startswith("--"))
-    return "\n".join(lines).strip().removesuffix(";")
+    return "\n".join(lines).strip().removesuffix(";").rstrip()

@@ -35,9 +35,7 @@ class HttpServer:
         self._task = asyncio.create_task(self._server.serve(sockets=[bound]), name=f"{self._name} server")
         started = asyncio.create_task(self._server.ready.wait(), name=f"{self._name} start")
         try:
-            await asyncio.wait(
-                {self._task, started}, timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED
-            )
+            await asyncio.wait({self._task, started}, timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         finally:
             started.cancel()
         if not self._server.ready.is_set():
@@ -47,7 +45,7 @@ class HttpServer:
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     async def serve_until_closed(self) -> None:
-        """Wait, without a limit, until the server ends; raises if it does so without `stop`. For a Supervisor ("stop")."""
+        """Wait, without a limit, until the server ends; raises if it does so without `stop`. Supervise with "stop"."""
         assert self._task is not None, "start comes first"
         await asyncio.shield(self._task)
         if not self._server.should_exit:

@@ -34,18 +34,14 @@ log = logs.get(__name__)
 Build = Callable[[ServiceSettings], Service]
 
 
-def run(
-    name: str, build: Build, *, default_listen: str, default_ops_listen: str = "127.0.0.1:0"
-) -> int:
+def run(name: str, build: Build, *, default_listen: str, default_ops_listen: str = "127.0.0.1:0") -> int:
     """Run the service that `build` makes of the settings until a signal or a fatal failure; returns the exit code.
 
     `build` is called on the running loop and may raise SettingsError, as may the service's start.
     """
     try:
         check_names()
-        settings = load_settings(
-            os.environ, default_listen=default_listen, default_ops_listen=default_ops_listen
-        )
+        settings = load_settings(os.environ, default_listen=default_listen, default_ops_listen=default_ops_listen)
         logs.configure(settings.log_level, settings.log_format, name)
         return uvloop.run(_Process(name, build, settings).live())
     except SettingsError as error:
@@ -74,7 +70,9 @@ class _Process:
                 self._announce(service, ops_address)
                 code = await self._wait(service, ops)
                 self._serving = False
-                await self._within(service.drain(), self._settings.grace_seconds + DRAIN_MARGIN_SECONDS, "drain")
+                limit = self._settings.grace_seconds + DRAIN_MARGIN_SECONDS
+                if not await self._within(service.drain(), limit, "drain"):
+                    code = FAILED
             elif self._stop_asked.is_set():
                 code = CLEAN
         finally:
@@ -123,9 +121,7 @@ class _Process:
         except SettingsError:
             raise
         except TimeoutError as error:
-            log.critical(
-                f"the {what} took longer than {limit:g} s", action=f"service.{what}_failed", exc_info=error
-            )
+            log.critical(f"the {what} took longer than {limit:g} s", action=f"service.{what}_failed", exc_info=error)
         except Exception:
             log.critical(f"the {what} failed", action=f"service.{what}_failed", exc_info=True)
         else:

@@ -13,7 +13,7 @@ SERVICES = ("producer", "consumer", "status")
 def check_names(names: Iterable[str] = SERVICES) -> None:
     """Raise SettingsError, naming the path, if one of the services' names resolves to somebody else's package.
 
-    Ours stand beside headrace_core: in the checkout and in site-packages alike. A name that resolves to nothing is fine.
+    Ours stand beside headrace_core, in the checkout and in site-packages alike. A name without a package is fine.
     """
     root = Path(str(headrace_core.__file__)).resolve().parent.parent
     for name in names:

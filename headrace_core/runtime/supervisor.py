@@ -15,7 +15,7 @@ STEADY_SECONDS = 30.0
 log = logs.get(__name__)
 
 
-class BackgroundFailure(Exception):  # noqa: N818 - it reports a failure, it is not one of a caller
+class BackgroundFailure(Exception):
     """A background task with the policy "stop" has failed; its exception is the cause."""
 
     def __init__(self, name: str, error: BaseException) -> None:

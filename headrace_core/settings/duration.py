@@ -18,9 +18,7 @@ def seconds(value: object) -> object:
         return value
     match = PATTERN.fullmatch(value.strip())
     if match is None:
-        raise ValueError(
-            f'{value!r} is no duration; write seconds (5) or a text like "5s", "250ms", "5m", "1h"'
-        )
+        raise ValueError(f'{value!r} is no duration; write seconds (5) or a text like "5s", "250ms", "5m", "1h"')
     return float(match["number"]) * UNITS[match["unit"]]
 
 

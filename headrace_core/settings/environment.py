@@ -40,9 +40,7 @@ def _postgres_url(value: str) -> str:
 
 def _nats_url(value: str) -> str:
     if not all(part.strip().startswith(("nats://", "tls://")) for part in value.split(",")):
-        raise ValueError(
-            "it must be one or more addresses that begin with nats:// or tls://, separated by commas"
-        )
+        raise ValueError("it must be one or more addresses that begin with nats:// or tls://, separated by commas")
     return value
 
 
@@ -61,89 +59,87 @@ class ServiceSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     database_url: Annotated[str, AfterValidator(_postgres_url)] = Field(
-        "postgresql://postgres@127.0.0.1:5432/headrace", description="Where Postgres is."
+        default="postgresql://postgres@127.0.0.1:5432/headrace", description="Where Postgres is."
     )
     nats_url: Annotated[str, AfterValidator(_nats_url)] = Field(
-        "nats://127.0.0.1:4222",
+        default="nats://127.0.0.1:4222",
         description="Where NATS is; several addresses of a cluster separated by commas.",
     )
     broker: BrokerChoice = Field(
-        "nats", description="`none`: Postgres alone, no NATS at all. Overrides `broker` of headrace.toml."
+        default="nats", description="`none`: Postgres alone, no NATS at all. Overrides `broker` of headrace.toml."
     )
     subject_prefix: str = Field(
-        "headrace",
+        default="headrace",
         pattern=SUBJECT_PREFIX,
         description="First token of every NATS subject. Overrides `subject_prefix` of headrace.toml.",
     )
     stream_prefix: str = Field(
-        "HEADRACE",
+        default="HEADRACE",
         pattern=SUBJECT_PREFIX,
         description="First part of every stream's name. Unless set: `subject_prefix` in capitals.",
     )
     listen: Listen = Field(
-        "127.0.0.1:0",
+        default="127.0.0.1:0",
         description="Where the service answers gRPC (a consumer: health only), host:port; port 0 takes a free one. "
         "Default: producer 127.0.0.1:50051, status 127.0.0.1:50052, consumer 127.0.0.1:0.",
     )
     ops_listen: Listen = Field(
-        "127.0.0.1:0",
+        default="127.0.0.1:0",
         description="Where /livez, /readyz and /metrics are; port 0 takes a free one (see the log).",
     )
     http_listen: Listen = Field(
-        "127.0.0.1:8080",
+        default="127.0.0.1:8080",
         description="Status only: where the dashboard, /api/async-status and /api/ai-status are.",
     )
     config: Path | None = Field(
-        None, description="Path of headrace.toml; unless set, the one in the working directory."
+        default=None, description="Path of headrace.toml; unless set, the one in the working directory."
     )
     handlers: Annotated[list[str], BeforeValidator(_separated)] = Field(
         default_factory=list,
         description="Consumer only: importable modules with handlers, separated by commas, besides the built-in ones.",
     )
     grace_seconds: float = Field(
-        20.0,
+        default=20.0,
         ge=0.0,
         le=3600.0,
         description="How long running work may take to finish after SIGTERM, in seconds.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="The least level that is logged."
+        default="info", description="The least level that is logged."
     )
     log_format: Literal["json", "console"] = Field(
-        "json", description="For machines, or for people at a terminal."
+        default="json", description="For machines, or for people at a terminal."
     )
     create_queues: bool = Field(
         default=False,
         description="Create, with defaults, a queue that a handler names and nobody declared; unless set, an error.",
     )
     ready_file: Path | None = Field(
-        None,
+        default=None,
         description="Written once the service serves: a JSON object with `grpc`, `ops`, `http` (addresses or null) and "
         "`pid`; removed at a clean stop.",
     )
     producer_address: str = Field(
-        "", description="Read by the SDK and the CLI; accepted and not used by services."
+        default="", description="Read by the SDK and the CLI; accepted and not used by services."
     )
     status_address: str = Field(
-        "", description="Read by the SDK and the CLI; accepted and not used by services."
+        default="", description="Read by the SDK and the CLI; accepted and not used by services."
     )
     ai_backend: Literal["embedded", "openai"] = Field(
-        "embedded", description="`ai.analyze`: the model in the process, or an OpenAI-compatible server."
+        default="embedded", description="`ai.analyze`: the model in the process, or an OpenAI-compatible server."
     )
-    ai_base_url: str = Field("", description="`ai.analyze`: where the OpenAI-compatible server is.")
-    ai_model: str = Field("", description="`ai.analyze`: which of the server's models.")
-    ai_api_key: SecretStr = Field(SecretStr(""), description="`ai.analyze`: the server's key. Never logged.")
+    ai_base_url: str = Field(default="", description="`ai.analyze`: where the OpenAI-compatible server is.")
+    ai_model: str = Field(default="", description="`ai.analyze`: which of the server's models.")
+    ai_api_key: SecretStr = Field(default=SecretStr(""), description="`ai.analyze`: the server's key. Never logged.")
     ai_timeout_seconds: float = Field(
-        60.0, gt=0.0, le=3600.0, description="`ai.analyze`: how long one answer of the server may take."
+        default=60.0, gt=0.0, le=3600.0, description="`ai.analyze`: how long one answer of the server may take."
     )
-    topology: Topology = Field(default_factory=Topology, exclude=True)
+    topology: Topology = Field(default=Topology(), exclude=True)
     """Not a variable: what headrace.toml declares, read together with the environment."""
 
 
 NOT_VARIABLES = frozenset({"topology"})
-VARIABLES = {
-    PREFIX + name.upper(): name for name in ServiceSettings.model_fields if name not in NOT_VARIABLES
-}
+VARIABLES = {PREFIX + name.upper(): name for name in ServiceSettings.model_fields if name not in NOT_VARIABLES}
 
 
 def load_settings(
@@ -158,9 +154,7 @@ def load_settings(
     Raises SettingsError in one sentence naming the variable or the key, its value and what is allowed.
     """
     given = {
-        name: value
-        for name, value in environ.items()
-        if name.startswith(PREFIX) and not _is_kubernetes(name, value)
+        name: value for name, value in environ.items() if name.startswith(PREFIX) and not _is_kubernetes(name, value)
     }
     unknown = sorted(set(given) - set(VARIABLES))
     if unknown:

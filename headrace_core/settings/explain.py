@@ -1,4 +1,4 @@
-"""Turns pydantic's findings into the sentence that the person at the keyboard needs: which one, its value, what is allowed."""
+"""Turns pydantic's findings into the sentence that a person needs: which setting, its value, what is allowed."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, get_args, get_origin
@@ -28,7 +28,7 @@ BOUND_WORDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less
 
 
 def explain(error: ValidationError, model: type[BaseModel], name: Callable[[str], str] = str) -> str:
-    """All findings of a failed validation of `model`, separated by semicolons. `name` says what the reader calls a field."""
+    """All findings of a failed validation of `model`, joined by semicolons. `name`: what the reader calls a field."""
     return "; ".join(_finding(detail, model, name) for detail in error.errors())
 
 

@@ -25,15 +25,15 @@ class _Declared(BaseModel):
 
 
 class Backoff(_Declared):
-    """How long a unit waits after a handler failure: initial * factor^(failures - 1), at most maximum, spread by jitter."""
+    """The wait after a handler failure: initial * factor^(failures - 1), at most maximum, spread by jitter."""
 
-    initial: Seconds = Field(1.0, ge=0.0, le=86400.0, description="Wait after the first failure.")
-    maximum: Seconds = Field(300.0, ge=0.0, le=86400.0, description="Longest wait; at least `initial`.")
+    initial: Seconds = Field(default=1.0, ge=0.0, le=86400.0, description="Wait after the first failure.")
+    maximum: Seconds = Field(default=300.0, ge=0.0, le=86400.0, description="Longest wait; at least `initial`.")
     factor: float = Field(
-        2.0, ge=1.0, le=100.0, description="What each further failure multiplies the wait by."
+        default=2.0, ge=1.0, le=100.0, description="What each further failure multiplies the wait by."
     )
     jitter: float = Field(
-        0.2, ge=0.0, le=1.0, description="Share of the wait by which it is spread, both ways."
+        default=0.2, ge=0.0, le=1.0, description="Share of the wait by which it is spread, both ways."
     )
 
     @model_validator(mode="after")
@@ -43,6 +43,10 @@ class Backoff(_Declared):
                 f"backoff.maximum ({self.maximum:g} s) must be at least backoff.initial ({self.initial:g} s)"
             )
         return self
+
+    def delay(self, failures: int, jitter: float) -> float:
+        """See `backoff_delay`."""
+        return backoff_delay(self, failures, jitter)
 
 
 def backoff_delay(backoff: Backoff, failures: int, jitter: float) -> float:
@@ -56,42 +60,42 @@ class QueueSettings(_Declared):
 
     name: str = Field(pattern=QUEUE_NAME, description="Unique; `[a-z0-9_-]`, at most 64 characters.")
     max_attempts: int = Field(
-        3,
+        default=3,
         ge=1,
         le=100,
         description="Handler failures before a task is dead-lettered, unless the task says otherwise.",
     )
     max_crashes: int = Field(
-        3, ge=1, le=100, description="Crashes of its process before a unit is quarantined as a dead letter."
+        default=3, ge=1, le=100, description="Crashes of its process before a unit is quarantined as a dead letter."
     )
     ack_wait: Seconds = Field(
-        5.0,
+        default=5.0,
         ge=0.5,
         le=3600.0,
         description="How long JetStream waits for a sign of life of a delivery. A lease is twice this.",
     )
-    backoff: Backoff = Field(Backoff(), description="The wait between attempts.")
-    max_batch_size: int = Field(16, ge=1, le=1000, description="Inputs in one call of a batch handler.")
+    backoff: Backoff = Field(default=Backoff(), description="The wait between attempts.")
+    max_batch_size: int = Field(default=16, ge=1, le=1000, description="Inputs in one call of a batch handler.")
     max_batch_timeout: Seconds = Field(
-        0.1, ge=0.0, le=60.0, description="How long a batch waits to fill, from its first input."
+        default=0.1, ge=0.0, le=60.0, description="How long a batch waits to fill, from its first input."
     )
     max_concurrency: int = Field(
-        0,
+        default=0,
         ge=0,
         le=10_000,
         description="Units at once per consumer process; 0: 64 async, 8 in threads, as many processes as cores.",
     )
     max_backlog: int = Field(
-        1_000_000,
+        default=1_000_000,
         ge=1,
         le=1_000_000_000,
         description="Waiting tasks at which submits are refused (BACKLOG_FULL).",
     )
     rate_limit: float = Field(
-        0.0, ge=0.0, le=1_000_000.0, description="Starts per second per consumer process; 0: no limit."
+        default=0.0, ge=0.0, le=1_000_000.0, description="Starts per second per consumer process; 0: no limit."
     )
     max_dead_letters: int = Field(
-        100_000,
+        default=100_000,
         ge=1,
         le=1_000_000_000,
         description="Open dead letters at which submits are refused (DEAD_LETTERS_FULL).",
@@ -108,7 +112,7 @@ class Topology(_Declared):
 
     queues: dict[str, QueueSettings] = Field(default_factory=dict)
     broker: BrokerChoice = "nats"
-    subject_prefix: str = Field("headrace", pattern=SUBJECT_PREFIX)
+    subject_prefix: str = Field(default="headrace", pattern=SUBJECT_PREFIX)
     source: Path | None = None
     """The file it was read from; None: there is none, and everything has its default."""
 
@@ -131,15 +135,13 @@ class Topology(_Declared):
 class _File(_Declared):
     """The top level of headrace.toml."""
 
-    broker: BrokerChoice = Field("nats", description="`none`: Postgres alone, no NATS at all.")
+    broker: BrokerChoice = Field(default="nats", description="`none`: Postgres alone, no NATS at all.")
     subject_prefix: str = Field(
-        "headrace",
+        default="headrace",
         pattern=SUBJECT_PREFIX,
         description="First token of every NATS subject; one for each installation.",
     )
-    queues: list[dict[str, Any]] = Field(
-        default_factory=list, description="The declared queues, `[[queues]]`."
-    )
+    queues: list[dict[str, Any]] = Field(default_factory=list, description="The declared queues, `[[queues]]`.")
 
 
 def load_topology(path: Path | None, environ: Mapping[str, str], cwd: Path) -> Topology:

@@ -106,7 +106,7 @@ def error_json(reason: str, type_: str, message: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class _Budget:
-    """A budget as this attempt finds it: how much is used with it, and the reasons while it lasts and when it is gone."""
+    """A budget as this attempt finds it: what is used with it, the reasons while it lasts and when it is gone."""
 
     charge: Charge
     used: int

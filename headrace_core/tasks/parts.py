@@ -22,10 +22,7 @@ async def merge_input(db: Database, task_id: UUID) -> tuple[bytes, list[bytes]]:
     """
 
     async def work(tx: Transaction) -> tuple[bytes, list[bytes]]:
-        task = await tx.fetch(
-            "select payload from headrace_core.units where task_id = %(task)s and unit = %(unit)s",
-            {"task": task_id, "unit": TASK},
-        )
+        task = await tx.fetch(_PAYLOAD, {"task": task_id, "unit": TASK})
         parts = await tx.fetch(_PARTS, {"task": task_id})
         return task[0]["payload"], [row["result"] for row in parts]
 

@@ -210,14 +210,12 @@ async def answers(db: Database, *, timeout: float) -> None:
     await db.fetch(_SQL["answers"], timeout=timeout)
 
 
-def first_id_at(moment: datetime) -> UUID:
-    """The least UUIDv7 of a moment."""
-    milliseconds = max(0, int(moment.timestamp() * 1000))
-    return UUID(int=min(milliseconds, 2**48 - 1) << 80)
-
-
 def _id_bound(moment: datetime | None, margin: timedelta, otherwise: UUID) -> UUID:
-    return otherwise if moment is None else first_id_at(moment + margin)
+    """The least UUIDv7 of the moment, moved by the margin; `otherwise` without a moment."""
+    if moment is None:
+        return otherwise
+    milliseconds = int((moment.timestamp() + margin.total_seconds()) * 1000)
+    return UUID(int=min(max(milliseconds, 0), 2**48 - 1) << 80)
 
 
 def _filter_params(wanted: TaskFilter) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Logs: one line per event on standard error, JSON for machines or coloured for people.
 
-Every call names what happened in a stable, machine-readable `action`: `log.info("took 3 units over", action="takeover")`.
-Texts may change; actions may not. Lines of other libraries come out in the same form. Passwords in addresses are cut out
-here, so that no caller can forget it.
+Every call names what happened in a stable, machine-readable `action`: `log.info("took over", action="takeover")`.
+Texts may change; actions may not. Lines of other libraries come out in the same form. Passwords in addresses are cut
+out here, so that no caller can forget it.
 """
 
 import logging

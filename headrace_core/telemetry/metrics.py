@@ -36,20 +36,14 @@ def _histogram(name: str, documentation: str, buckets: tuple[float, ...], *label
 
 
 # -- producer ---------------------------------------------------------------------------------------------------------
-submitted_total = _counter(
-    "submitted_total", "Tasks accepted (committed), without repeated keys.", "kind", "queue"
-)
+submitted_total = _counter("submitted_total", "Tasks accepted (committed), without repeated keys.", "kind", "queue")
 submit_batch_size = _histogram("submit_batch_size", "Submits that shared one commit.", BATCH_SIZES)
 published_total = _counter("published_total", "Messages stored in the stream of tasks.", "level")
-republished_total = _counter(
-    "republished_total", "Publications repeated because the stream had lost the first."
-)
+republished_total = _counter("republished_total", "Publications repeated because the stream had lost the first.")
 
 # -- consumer ---------------------------------------------------------------------------------------------------------
 claims_total = _counter("claims_total", "Units claimed; source is broker or postgres.", "source", "queue")
-claim_refused_total = _counter(
-    "claim_refused_total", "Deliveries that were no claim, by what they met.", "verdict"
-)
+claim_refused_total = _counter("claim_refused_total", "Deliveries that were no claim, by what they met.", "verdict")
 attempts_total = _counter("attempts_total", "Attempts that ended, by how.", "outcome")
 settled_total = _counter("settled_total", "Settlements that were applied.", "settlement")
 fenced_total = _counter("fenced_total", "Writes refused because the lease had gone to somebody else.")
@@ -68,9 +62,7 @@ dead_letters_total = _counter("dead_letters_total", "Dead letters written.", "re
 rpc_seconds = _histogram(
     "rpc_seconds", "How long RPCs took; a stream: how long it lived.", RPC_SECONDS, "method", "code"
 )
-mode = _gauge(
-    "mode", "How work travels: 1 for the mode in force (broker, fallback, postgres), else 0.", "mode"
-)
+mode = _gauge("mode", "How work travels: 1 for the mode in force (broker, fallback, postgres), else 0.", "mode")
 background_restarts_total = _counter(
     "background_restarts_total", "Restarts of background tasks after a failure.", "name"
 )

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 import pytest_asyncio
@@ -16,10 +16,12 @@ from headrace_core.tasks.cancel import cancel, expire
 from headrace_core.tasks.claim import claim, claim_due
 from headrace_core.tasks.model import (
     MERGE,
+    TASK,
     Claim,
     Complete,
     Delivered,
     Fail,
+    Holder,
     Report,
     Reschedule,
     TaskState,
@@ -46,7 +48,7 @@ async def db(database_url: str) -> AsyncIterator[Database]:
     await database.close()
 
 
-async def deliver(db: Database, task_id, unit=-1, holder=None) -> Claim:
+async def deliver(db: Database, task_id: UUID, unit: int = TASK, holder: Holder | None = None) -> Claim:
     (answer,), _ = await claim(db, [Delivered(UnitId(task_id, unit), 1)], holder or a_holder())
     return answer
 
@@ -137,12 +139,10 @@ async def test_a_unit_delivered_twice_in_one_batch_starts_once(db: Database) -> 
 async def test_concurrent_claims_start_every_task_once(db: Database) -> None:
     tasks = [answer.task for answer in await submit(db, [a_task() for _ in range(50)])]
     forward = [Delivered(UnitId(task.id), 1) for task in tasks]
-    batches = await asyncio.gather(
-        *(claim(db, forward if n % 2 else forward[::-1], a_holder()) for n in range(8)),
-        *(claim_due(db, "default", 20, a_holder()) for _ in range(4)),
-    )
-    taken = [item.unit_id for answers, _ in batches[:8] for item in answers if item.verdict is Verdict.CLAIMED]
-    taken += [unit.lease.unit_id for units, _ in batches[8:] for unit in units]
+    delivered = asyncio.gather(*(claim(db, forward if n % 2 else forward[::-1], a_holder()) for n in range(8)))
+    polled = asyncio.gather(*(claim_due(db, "default", 20, a_holder()) for _ in range(4)))
+    taken = [item.unit_id for answers, _ in await delivered for item in answers if item.verdict is Verdict.CLAIMED]
+    taken += [unit.lease.unit_id for units, _ in await polled for unit in units]
     assert sorted(taken) == sorted(UnitId(task.id) for task in tasks)
 
 

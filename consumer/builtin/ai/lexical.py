@@ -63,9 +63,7 @@ def corpus_of(passages: Iterable[str], questions: Sequence[str]) -> Corpus:
         count += 1
         total += len(found)
         frequency.update(wanted.intersection(found))
-    return Corpus(
-        passages=count, mean_length=total / count if count else 0.0, document_frequency=dict(frequency)
-    )
+    return Corpus(passages=count, mean_length=total / count if count else 0.0, document_frequency=dict(frequency))
 
 
 def bm25(question: Sequence[str], passage: Counter[str], corpus: Corpus) -> float:

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from consumer.builtin.ai.models import MAX_SHARDS
 
 MAX_SENTENCE_CHARACTERS = 400
-"""Longer ones are cut at a space, or anywhere: one line of 500 kB without punctuation must not be one sentence."""
+"""Longer ones are cut at a space, or anywhere: a line of 500 kB without punctuation is not one sentence."""
 SHARD_CHARACTERS = 6_000
-"""About 1,500 English tokens: seconds of work, small enough to retry, large enough for a summary to mean something."""
+"""About 1,500 English tokens: a second of work, cheap to retry, large enough for a summary to mean something."""
 PASSAGE_WIDTH = 400
 """Characters, with one of an unspaced script counted as two: it says about twice as much."""
 _SMALLEST_SHARD = 0.6
 """From this share of the target on, a heading starts a new shard."""
+_LONGEST_HEADING = 200
 _WRAPPED_LINE = 60
 """A line at least this long without a full stop was wrapped by an editor: its sentence goes on."""
 
@@ -28,15 +29,14 @@ UNSPACED = (
     "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"  # kana, Han
     "\uac00-\ud7af\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"  # hangul, rare Han
 )
-"""Scripts without spaces between words (and hangul, where particles stick to them): scored by character n-grams."""
+"""Scripts without spaces between words (and hangul, whose particles stick to them): scored by bigrams."""
 
 _UNSPACED_RUN = re.compile(f"[{UNSPACED}]+")
 _CLOSING = "\"'”’」』）)】》\\]"
-# A full-width stop ends a sentence anywhere; an ASCII one only before a space, and not before a lower-case letter.
-_STOP = re.compile(rf"[。！？；｡…]+[{_CLOSING}]*|[.!?;]+[{_CLOSING}]*(?=\s+(?![a-z]))")
-_ABBREVIATION = re.compile(
-    r"(?:\b(?:Dr|Mr|Mrs|Ms|Prof|St|No|Nos|Fig|Art|Sec|vs|e\.g|i\.e|cf|approx)|\b[A-Z])\.$"
-)
+# A full-width stop ends a sentence anywhere; an ASCII one only before a space, not before a lower-case letter.
+# Possessive, and starting only at the first of a run: a megabyte of dots must not take quadratic time.
+_STOP = re.compile(rf"[。！？；｡…]+[{_CLOSING}]*|(?<![.!?;])[.!?;]++[{_CLOSING}]*+(?=\s++(?![a-z]))")
+_ABBREVIATION = re.compile(r"\b(?:Dr|Mr|Mrs|Ms|Prof|St|Nos?|Fig|Art|Sec|vs|e\.g|i\.e|cf|approx|[A-Z])\.$")
 _HEADING = re.compile(
     r"\s*(?:#{1,6}\s+\S.*|第[0-9〇零一二三四五六七八九十百]+[章节節部分条條篇].{0,60}|[一二三四五六七八九十]{1,3}、.{1,40}"
     r"|(?:\d+\.)+\d*\s+[^.!?。]{1,80})\s*"
@@ -72,7 +72,7 @@ def split_sentences(text: str) -> list[Sentence]:
 
 
 def split_passages(sentences: list[Sentence], text: str) -> list[list[int]]:
-    """Group sentences (by index) into passages: neighbours of one paragraph, a heading with what follows it."""
+    """Group sentences (by index) into passages: neighbours of a paragraph, a heading with what follows."""
     passages: list[list[int]] = []
     width = 0
     for index, sentence in enumerate(sentences):
@@ -136,7 +136,7 @@ def _paragraphs(text: str) -> Iterator[tuple[int, int, bool]]:
     position = 0
     for line in text.splitlines(keepends=True):
         following = position + len(line)
-        heading = bool(_HEADING.fullmatch(line))
+        heading = len(line) <= _LONGEST_HEADING and bool(_HEADING.fullmatch(line))
         if heading or not line.strip() or not _wraps(last, line):
             if end > start:
                 yield start, end, False
@@ -156,7 +156,7 @@ def _wraps(last: str, line: str) -> bool:
     """Whether `line` goes on with the paragraph of the line `last` above it."""
     if not last.strip() or _LIST_ITEM.match(line):
         return False
-    if _ENDS_SENTENCE.search(last):
+    if _ENDS_SENTENCE.search(last.rstrip()[-8:]):
         return len(last) >= _WRAPPED_LINE // 2
     return len(last) >= _WRAPPED_LINE or line.lstrip()[:1].islower()
 
@@ -179,10 +179,9 @@ def _bounded(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
         if end - start <= MAX_SENTENCE_CHARACTERS:
             break
         limit = start + MAX_SENTENCE_CHARACTERS
-        space = max(
-            text.rfind(" ", start + MAX_SENTENCE_CHARACTERS // 2, limit), text.rfind("，", start, limit) + 1
-        )
-        cut = space if space > start + MAX_SENTENCE_CHARACTERS // 2 else limit
+        half = start + MAX_SENTENCE_CHARACTERS // 2
+        pause = max(text.rfind(" ", half, limit), text.rfind("，", half, limit - 1) + 1)
+        cut = pause if pause > half else limit
         yield _trimmed(text, start, cut)
         start = cut
     if end > start:

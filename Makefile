@@ -1,0 +1,64 @@
+# The front door. Each target's sentence after ## is what `make help` shows.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+BIN := .venv/bin
+SETUP := deploy/setup
+FILE ?=
+QUESTIONS ?=
+ARGS ?=
+export PYTHON FILE QUESTIONS
+
+.PHONY: help setup demo dev test lint types generate check-generated check-stubs-floor release-image lock clean
+
+help: ## Show this list.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)$$/\1\t\2/' \
+		| while IFS=$$'\t' read -r name text; do printf '  make %-18s %s\n' "$$name" "$$text"; done
+
+setup: ## Make .venv with everything, from nothing (PYTHON=… chooses the interpreter).
+	@bash $(SETUP)/environment.sh --editable .venv all.lock build.lock model.lock
+
+demo: setup ## Analyse a real document on a local stack and show all of it (FILE=…, QUESTIONS="one? two?").
+	@$(BIN)/python -m headrace_core.stack.demo
+
+dev: setup ## Run the whole stack on this machine until Ctrl-C (ARGS="--handlers my_module").
+	@$(BIN)/headrace dev $(ARGS)
+
+test: setup ## Run the tests (ARGS="tests/unit -k lease").
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: setup ## Check style, architecture, protos, scripts.
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
+	@bash $(SETUP)/protos.sh lint
+	@bash $(SETUP)/protos.sh breaking
+	@bash $(SETUP)/check_tree.sh
+
+types: setup ## Check the types (mypy --strict).
+	@$(BIN)/mypy
+
+generate: ## Generate headrace/v1 from proto/.
+	@bash $(SETUP)/generate.sh
+
+check-generated: ## Check that headrace/v1 is what proto/ says.
+	@bash $(SETUP)/generate.sh --check
+
+check-stubs-floor: setup ## Import the SDK with the oldest libraries that it allows, and with the newest.
+	@bash $(SETUP)/environment.sh .venv-floor floor.lock
+	@.venv-floor/bin/python $(SETUP)/import_stubs.py
+	@$(BIN)/python $(SETUP)/import_stubs.py
+
+release-image: setup ## Keep the protos as they are as the last release's, for `buf breaking`.
+	@bash $(SETUP)/protos.sh release-image
+
+lock: ## Resolve all locks anew.
+	@bash $(SETUP)/lock.sh
+
+clean: ## Remove environments, caches and the local stack's data.
+	@rm -rf .venv .venv-gen .venv-floor .headrace build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache \
+		.hypothesis .import_linter_cache .generated.*
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

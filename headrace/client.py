@@ -1,0 +1,217 @@
+"""The client: submit tasks, watch them live, read their results."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Literal, Self, TypeAlias, overload
+
+import grpc
+
+from headrace import submit
+from headrace.administration import DeadLetters, Queues
+from headrace.config import (
+    DEFAULT_NAMESPACE,
+    DEFAULT_PRODUCER,
+    DEFAULT_STATUS,
+    DEFAULT_TIMEOUT,
+    PRODUCER_VARIABLE,
+    STATUS_VARIABLE,
+    ClientConfig,
+    address,
+)
+from headrace.errors import HeadraceError, InvalidFieldsError, SubmitManyError, UnavailableError, Violation
+from headrace.payload import Payload
+from headrace.reading import Reader
+from headrace.rpc import Connection
+from headrace.v1 import producer_pb2, producer_pb2_grpc, task_pb2
+
+Tasks: TypeAlias = list[task_pb2.Task]
+Outcomes: TypeAlias = list[task_pb2.Task | HeadraceError]
+
+
+class Client(Reader):
+    """Talks to the producer and the status service. Use as `async with Client() as client`.
+
+    Connections open with the first call, so making one never fails for a server that is away. One client serves any
+    number of concurrent calls on one event loop. Every method raises `headrace.HeadraceError` or a subclass.
+    """
+
+    def __init__(
+        self,
+        producer: str | None = None,
+        status: str | None = None,
+        namespace: str = DEFAULT_NAMESPACE,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        silence_timeout: float = 45.0,
+        reconnect_timeout: float = 120.0,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        """Addresses are host:port; None: HEADRACE_PRODUCER_ADDRESS (127.0.0.1:50051), HEADRACE_STATUS_ADDRESS (…:50052).
+
+        Times are seconds: `timeout` for each call, `silence_timeout` for a watch that hears not even heartbeats,
+        `reconnect_timeout` for a watch that cannot reach the server. Without `credentials` nothing is encrypted.
+        """
+        config = ClientConfig(
+            producer=address(producer, PRODUCER_VARIABLE, DEFAULT_PRODUCER),
+            status=address(status, STATUS_VARIABLE, DEFAULT_STATUS),
+            namespace=namespace,
+            timeout=timeout,
+            silence_timeout=silence_timeout,
+            reconnect_timeout=reconnect_timeout,
+        )
+        super().__init__(Connection("status service", config.status, credentials), config)
+        self._producer = Connection("producer", config.producer, credentials)
+        self.dead_letters = DeadLetters(self._producer, config)
+        self.queues = Queues(self._producer, config)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End both connections and every call on them. Idempotent."""
+        await asyncio.gather(self._producer.close(), self._status.close())
+
+    def request(
+        self,
+        kind: str,
+        payload: Payload | None = None,
+        *,
+        queue: str | None = None,
+        idempotency_key: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        priority: submit.PriorityName | None = None,
+        run_at: datetime | None = None,
+        delay: timedelta | float | None = None,
+        deadline: datetime | timedelta | None = None,
+        max_attempts: int | None = None,
+    ) -> producer_pb2.SubmitTaskRequest:
+        """Return a request for `submit_many`, without sending it. Arguments as `submit`."""
+        options = submit.SubmitOptions(
+            queue=queue,
+            labels=labels or {},
+            priority=priority,
+            run_at=run_at,
+            delay=delay,
+            deadline=deadline,
+            max_attempts=max_attempts,
+        )
+        return submit.build_request(self.config.namespace, kind, payload, idempotency_key, options)
+
+    async def submit(
+        self,
+        kind: str,
+        payload: Payload | None = None,
+        *,
+        queue: str | None = None,
+        idempotency_key: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        priority: submit.PriorityName | None = None,
+        run_at: datetime | None = None,
+        delay: timedelta | float | None = None,
+        deadline: datetime | timedelta | None = None,
+        max_attempts: int | None = None,
+        timeout: float | None = None,
+    ) -> task_pb2.Task:
+        """Submit one task and return it once it is stored.
+
+        `payload` is a dict or a pydantic model; None is {}. The queue is the kind's unless named. `delay` (timedelta or
+        seconds) is `run_at` from now; a `deadline` may be a timedelta from now as well. A key is always sent, so a call
+        that is UNAVAILABLE is repeated with the identical request for `timeout` seconds.
+
+        Raises InvalidFieldsError, PayloadMismatchError, UnknownKindError, UnknownQueueError, IdempotencyKeyReusedError,
+        BacklogFullError, DeadLettersFullError; UnavailableError says that the outcome is unknown, and names the key.
+        """
+        request = self.request(
+            kind,
+            payload,
+            queue=queue,
+            idempotency_key=idempotency_key,
+            labels=labels,
+            priority=priority,
+            run_at=run_at,
+            delay=delay,
+            deadline=deadline,
+            max_attempts=max_attempts,
+        )
+        try:
+            response = await submit.repeat_until_answered(
+                lambda seconds: self._producer.ask(self._stub.SubmitTask, request, seconds),
+                timeout or self.config.timeout,
+            )
+        except UnavailableError as error:
+            raise submit.unknown_outcome(error, request.idempotency_key) from error
+        return response.task
+
+    @overload
+    async def submit_many(
+        self,
+        items: Iterable[submit.Item],
+        *,
+        kind: str | None = None,
+        return_errors: Literal[False] = False,
+        timeout: float | None = None,
+    ) -> Tasks: ...
+    @overload
+    async def submit_many(
+        self,
+        items: Iterable[submit.Item],
+        *,
+        kind: str | None = None,
+        return_errors: Literal[True],
+        timeout: float | None = None,
+    ) -> Outcomes: ...
+    async def submit_many(
+        self,
+        items: Iterable[submit.Item],
+        *,
+        kind: str | None = None,
+        return_errors: bool = False,
+        timeout: float | None = None,
+    ) -> Tasks | Outcomes:
+        """Submit any number of tasks, 500 in a call, and return them in order.
+
+        `items` are payloads, all of `kind`, or requests made by `request`. `timeout` (seconds) is for each call, repeats
+        included. If some are not accepted: with `return_errors` the error stands in the task's place, otherwise
+        SubmitManyError is raised, which carries all results.
+        """
+        many = submit.ManySubmits(
+            lambda request, seconds: self._producer.ask(self._stub.SubmitTasks, request, seconds),
+            timeout or self.config.timeout,
+        )
+        outcomes = await many.run(items, lambda item: self._as_request(item, kind))
+        if not return_errors and any(isinstance(outcome, HeadraceError) for outcome in outcomes):
+            raise SubmitManyError(outcomes)
+        return outcomes
+
+    async def cancel(self, id: str, *, timeout: float | None = None) -> task_pb2.Task:
+        """Cancel a task that has not ended. Raises TaskNotFoundError, TaskTerminalError."""
+        request = producer_pb2.CancelTaskRequest(id=id)
+        response = await self._producer.ask(self._stub.CancelTask, request, timeout or self.config.timeout)
+        return response.task
+
+    def _as_request(self, item: submit.Item, kind: str | None) -> producer_pb2.SubmitTaskRequest:
+        if not isinstance(item, producer_pb2.SubmitTaskRequest):
+            if kind is None:
+                what = "needed for payloads; only requests made by `request` bring their own"
+                raise InvalidFieldsError(f"kind: {what}", violations=[Violation("kind", what)])
+            return self.request(kind, item)
+        if item.HasField("idempotency_key"):
+            return item
+        # Without a key a repeat would be a second task.
+        keyed = producer_pb2.SubmitTaskRequest(idempotency_key=str(uuid.uuid4()))
+        keyed.MergeFrom(item)
+        return keyed
+
+    @property
+    def _stub(self) -> producer_pb2_grpc.ProducerServiceAsyncStub:
+        return self._producer.stub(producer_pb2_grpc.ProducerServiceStub)

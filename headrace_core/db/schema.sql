@@ -1,0 +1,324 @@
+CREATE SCHEMA headrace;
+CREATE SCHEMA headrace_core;
+CREATE TABLE headrace_core.attempts (
+    task_id uuid NOT NULL,
+    unit integer NOT NULL,
+    plan boolean DEFAULT false NOT NULL,
+    generation integer NOT NULL,
+    attempt integer NOT NULL,
+    epoch integer NOT NULL,
+    worker text NOT NULL,
+    started_at timestamp with time zone,
+    ended_at timestamp with time zone DEFAULT now() NOT NULL,
+    outcome text NOT NULL,
+    error json
+);
+CREATE TABLE headrace_core.units (
+    task_id uuid NOT NULL,
+    unit integer NOT NULL,
+    generation integer DEFAULT 1 NOT NULL,
+    namespace text NOT NULL,
+    kind text NOT NULL,
+    queue text NOT NULL,
+    priority smallint NOT NULL,
+    state text DEFAULT 'PENDING'::text NOT NULL,
+    reason text DEFAULT ''::text NOT NULL,
+    due_at timestamp with time zone NOT NULL,
+    dispatch integer DEFAULT 1 NOT NULL,
+    published_at timestamp with time zone,
+    offered_at timestamp with time zone,
+    resumed boolean DEFAULT false NOT NULL,
+    epoch integer DEFAULT 0 NOT NULL,
+    holder uuid,
+    renewal integer DEFAULT 0 NOT NULL,
+    worker text DEFAULT ''::text NOT NULL,
+    attempt integer DEFAULT 0 NOT NULL,
+    failures integer DEFAULT 0 NOT NULL,
+    crashes integer DEFAULT 0 NOT NULL,
+    interruptions integer DEFAULT 0 NOT NULL,
+    max_attempts integer NOT NULL,
+    max_crashes integer NOT NULL,
+    suspect boolean DEFAULT false NOT NULL,
+    payload json NOT NULL,
+    result json,
+    checkpoint json,
+    error json,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    started_at timestamp with time zone,
+    attempt_at timestamp with time zone,
+    planned_at timestamp with time zone,
+    ended_at timestamp with time zone,
+    sequence bigint DEFAULT 0 NOT NULL,
+    idempotency_key text,
+    fingerprint bytea,
+    labels jsonb DEFAULT '{}'::jsonb NOT NULL,
+    run_at timestamp with time zone,
+    deadline timestamp with time zone,
+    fraction real DEFAULT 0 NOT NULL,
+    message text DEFAULT ''::text NOT NULL,
+    total_shards integer,
+    needed_shards integer,
+    done_shards integer DEFAULT 0 NOT NULL,
+    failed_shards integer DEFAULT 0 NOT NULL,
+    CONSTRAINT units_check CHECK (((holder IS NULL) OR (state = 'PROCESSING'::text))),
+    CONSTRAINT units_priority_check CHECK (((priority >= 1) AND (priority <= 3))),
+    CONSTRAINT units_state_check CHECK ((state = ANY (ARRAY['PENDING'::text, 'PROCESSING'::text, 'COMPLETED'::text, 'FAILED'::text, 'CANCELLED'::text, 'EXPIRED'::text]))),
+    CONSTRAINT units_unit_check CHECK ((unit >= '-2'::integer))
+)
+WITH (fillfactor='70', autovacuum_vacuum_scale_factor='0.02', autovacuum_analyze_scale_factor='0.05');
+CREATE VIEW headrace.attempts AS
+ SELECT attempts.task_id,
+        CASE
+            WHEN (attempts.unit = '-2'::integer) THEN 'MERGE'::text
+            WHEN (attempts.unit >= 0) THEN 'SHARD'::text
+            WHEN attempts.plan THEN 'PLAN'::text
+            ELSE 'TASK'::text
+        END AS unit_type,
+        CASE
+            WHEN (attempts.unit >= 0) THEN attempts.unit
+            ELSE NULL::integer
+        END AS shard_index,
+    attempts.generation,
+    attempts.attempt,
+    attempts.epoch,
+    attempts.worker,
+    attempts.started_at,
+    attempts.ended_at,
+    attempts.outcome,
+    attempts.error
+   FROM headrace_core.attempts
+UNION ALL
+ SELECT units.task_id,
+        CASE
+            WHEN (units.unit = '-2'::integer) THEN 'MERGE'::text
+            WHEN (units.unit >= 0) THEN 'SHARD'::text
+            WHEN (units.planned_at IS NOT NULL) THEN 'PLAN'::text
+            ELSE 'TASK'::text
+        END AS unit_type,
+        CASE
+            WHEN (units.unit >= 0) THEN units.unit
+            ELSE NULL::integer
+        END AS shard_index,
+    units.generation,
+    units.attempt,
+    units.epoch,
+    units.worker,
+    units.attempt_at AS started_at,
+        CASE
+            WHEN ((units.unit = '-1'::integer) AND (units.planned_at IS NOT NULL)) THEN units.planned_at
+            WHEN (units.holder IS NULL) THEN units.ended_at
+            ELSE NULL::timestamp with time zone
+        END AS ended_at,
+        CASE
+            WHEN (units.holder IS NULL) THEN 'COMPLETED'::text
+            ELSE units.state
+        END AS outcome,
+    NULL::json AS error
+   FROM headrace_core.units
+  WHERE ((units.attempt > 0) AND ((units.state = 'COMPLETED'::text) OR (units.holder IS NOT NULL) OR ((units.unit = '-1'::integer) AND (units.planned_at IS NOT NULL))));
+CREATE TABLE headrace_core.dead_letters (
+    id text NOT NULL,
+    task_id uuid,
+    generation integer DEFAULT 0 NOT NULL,
+    namespace text DEFAULT ''::text NOT NULL,
+    queue text NOT NULL,
+    kind text DEFAULT ''::text NOT NULL,
+    reason text NOT NULL,
+    error json,
+    budgets json DEFAULT '{}'::json NOT NULL,
+    message bytea,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    published_at timestamp with time zone,
+    resolved_at timestamp with time zone,
+    resolution text DEFAULT ''::text NOT NULL,
+    removed_at timestamp with time zone,
+    redrive_at timestamp with time zone,
+    redrive_deadline timestamp with time zone,
+    CONSTRAINT dead_letters_resolution_check CHECK ((resolution = ANY (ARRAY[''::text, 'REDRIVEN'::text, 'DISCARDED'::text])))
+);
+CREATE VIEW headrace.dead_letters AS
+ SELECT id,
+    task_id,
+    generation,
+    namespace,
+    queue,
+    kind,
+    reason,
+    error,
+    budgets,
+    created_at,
+    published_at,
+    resolved_at,
+    resolution
+   FROM headrace_core.dead_letters;
+CREATE VIEW headrace.shards AS
+ SELECT task_id,
+    unit AS shard_index,
+    state,
+    reason,
+    generation,
+    payload,
+    result,
+    error,
+    attempt AS attempts,
+    failures,
+    crashes,
+    interruptions,
+    started_at,
+    ended_at,
+    worker
+   FROM headrace_core.units
+  WHERE (unit >= 0);
+CREATE VIEW headrace.tasks AS
+ SELECT task_id AS id,
+    namespace,
+    kind,
+    queue,
+    labels,
+    state,
+    reason,
+    generation,
+    payload,
+    result,
+    error,
+    priority,
+    attempt AS attempts,
+    failures,
+    crashes,
+    interruptions,
+    sequence,
+    total_shards,
+    done_shards,
+    idempotency_key,
+    created_at,
+    due_at,
+    run_at,
+    deadline,
+    started_at,
+    ended_at,
+    updated_at,
+    worker
+   FROM headrace_core.units
+  WHERE (unit = '-1'::integer);
+CREATE TABLE headrace_core.consumers (
+    holder uuid NOT NULL,
+    worker text NOT NULL,
+    kinds text[] NOT NULL,
+    queues text[] NOT NULL,
+    started_at timestamp with time zone DEFAULT now() NOT NULL,
+    seen_at timestamp with time zone DEFAULT now() NOT NULL,
+    draining boolean DEFAULT false NOT NULL,
+    running integer DEFAULT 0 NOT NULL,
+    mode text DEFAULT ''::text NOT NULL
+);
+CREATE TABLE headrace_core.events (
+    task_id uuid NOT NULL,
+    sequence bigint NOT NULL,
+    generation integer NOT NULL,
+    unit integer NOT NULL,
+    plan boolean DEFAULT false NOT NULL,
+    attempt integer NOT NULL,
+    at timestamp with time zone DEFAULT now() NOT NULL,
+    type text NOT NULL,
+    state text,
+    reason text DEFAULT ''::text NOT NULL,
+    error json,
+    due_at timestamp with time zone,
+    terminal boolean DEFAULT false NOT NULL,
+    fraction real,
+    text text,
+    byte_offset bigint,
+    done integer,
+    total integer,
+    CONSTRAINT events_type_check CHECK ((type = ANY (ARRAY['state'::text, 'progress'::text, 'output'::text])))
+)
+WITH (autovacuum_vacuum_insert_scale_factor='0.2');
+CREATE TABLE headrace_core.inference (
+    singleton boolean DEFAULT true NOT NULL,
+    health json NOT NULL,
+    checked_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT inference_singleton_check CHECK (singleton)
+);
+CREATE TABLE headrace_core.kinds (
+    kind text NOT NULL,
+    schema_hash text NOT NULL,
+    schema json,
+    queue text NOT NULL,
+    sharded boolean DEFAULT false NOT NULL,
+    seen_at timestamp with time zone DEFAULT now() NOT NULL
+);
+CREATE TABLE headrace_core.migrations (
+    version text NOT NULL,
+    applied_at timestamp with time zone DEFAULT now() NOT NULL
+);
+CREATE TABLE headrace_core.queues (
+    name text NOT NULL,
+    settings json DEFAULT '{}'::json NOT NULL,
+    paused_at timestamp with time zone,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT queues_name_check CHECK ((name ~ '^[a-z0-9_-]{1,64}$'::text))
+);
+CREATE VIEW headrace_core.task_records AS
+ SELECT task_id AS id,
+    namespace,
+    kind,
+    queue,
+    priority,
+    state,
+    reason,
+    generation,
+    sequence,
+    labels,
+    idempotency_key,
+    attempt,
+    failures,
+    crashes,
+    interruptions,
+    max_attempts,
+    max_crashes,
+    fraction,
+    message,
+    done_shards,
+    total_shards,
+    created_at,
+    due_at,
+    deadline,
+    started_at,
+    ended_at,
+    updated_at,
+    worker,
+    error
+   FROM headrace_core.units
+  WHERE (unit = '-1'::integer);
+ALTER TABLE ONLY headrace_core.attempts
+    ADD CONSTRAINT attempts_pkey PRIMARY KEY (task_id, unit, epoch);
+ALTER TABLE ONLY headrace_core.consumers
+    ADD CONSTRAINT consumers_pkey PRIMARY KEY (holder);
+ALTER TABLE ONLY headrace_core.dead_letters
+    ADD CONSTRAINT dead_letters_pkey PRIMARY KEY (id);
+ALTER TABLE ONLY headrace_core.events
+    ADD CONSTRAINT events_pkey PRIMARY KEY (task_id, sequence);
+ALTER TABLE ONLY headrace_core.inference
+    ADD CONSTRAINT inference_pkey PRIMARY KEY (singleton);
+ALTER TABLE ONLY headrace_core.kinds
+    ADD CONSTRAINT kinds_pkey PRIMARY KEY (kind, schema_hash);
+ALTER TABLE ONLY headrace_core.migrations
+    ADD CONSTRAINT migrations_pkey PRIMARY KEY (version);
+ALTER TABLE ONLY headrace_core.queues
+    ADD CONSTRAINT queues_pkey PRIMARY KEY (name);
+ALTER TABLE ONLY headrace_core.units
+    ADD CONSTRAINT units_pkey PRIMARY KEY (task_id, unit);
+CREATE INDEX dead_letters_listed ON headrace_core.dead_letters USING btree (created_at DESC, id);
+CREATE INDEX dead_letters_open ON headrace_core.dead_letters USING btree (created_at DESC, id) WHERE (resolved_at IS NULL);
+CREATE INDEX dead_letters_redrive ON headrace_core.dead_letters USING btree (redrive_at) WHERE ((redrive_at IS NOT NULL) AND (resolved_at IS NULL));
+CREATE INDEX dead_letters_task ON headrace_core.dead_letters USING btree (task_id, generation DESC) WHERE (task_id IS NOT NULL);
+CREATE INDEX dead_letters_unpublished ON headrace_core.dead_letters USING btree (created_at) WHERE ((published_at IS NULL) AND (resolved_at IS NULL));
+CREATE INDEX dead_letters_unremoved ON headrace_core.dead_letters USING btree (resolved_at) WHERE ((resolved_at IS NOT NULL) AND (removed_at IS NULL));
+CREATE INDEX units_deadline ON headrace_core.units USING btree (deadline) WHERE ((unit = '-1'::integer) AND (deadline IS NOT NULL) AND (state = ANY (ARRAY['PENDING'::text, 'PROCESSING'::text])));
+CREATE INDEX units_held ON headrace_core.units USING btree (holder) WHERE ((state = 'PROCESSING'::text) AND (holder IS NOT NULL));
+CREATE UNIQUE INDEX units_idempotency ON headrace_core.units USING btree (namespace, idempotency_key) WHERE (idempotency_key IS NOT NULL);
+CREATE INDEX units_labels ON headrace_core.units USING gin (labels jsonb_path_ops) WHERE (labels <> '{}'::jsonb);
+CREATE INDEX units_pending ON headrace_core.units USING btree (queue, resumed DESC, priority DESC, due_at, task_id) WHERE (state = 'PENDING'::text);
+CREATE INDEX units_processing ON headrace_core.units USING btree (queue) WHERE ((state = 'PROCESSING'::text) AND (unit = '-1'::integer));
+CREATE INDEX units_unpublished ON headrace_core.units USING btree (due_at) WHERE ((state = 'PENDING'::text) AND (published_at IS NULL));

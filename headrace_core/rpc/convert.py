@@ -1,0 +1,219 @@
+"""From records of the database to messages of the API: the one place that knows both spellings."""
+
+import json
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from functools import cache
+
+from google.protobuf import json_format
+from google.protobuf.struct_pb2 import Value
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from headrace.v1 import error_pb2, event_pb2, task_pb2
+from headrace_core.tasks.model import MERGE, TaskRecord
+from headrace_core.tasks.reading import AttemptRecord, EventRecord, FullTask, ShardRecord
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# Nesting of JSON up to which `Task.result` is filled: each level is three levels of protobuf, of which parsers take 100.
+MAX_VALUE_DEPTH = 31
+
+
+def task_message(record: TaskRecord) -> task_pb2.Task:
+    """The basic view. `due_time` only while PENDING and later than the creation: earlier there is nothing to wait for."""
+    waits = record.state == "PENDING" and record.due_at > record.created_at
+    return task_pb2.Task(
+        id=str(record.id),
+        namespace=record.namespace,
+        kind=record.kind,
+        queue=record.queue,
+        labels=record.labels,
+        priority=task_pb2.Priority.ValueType(record.priority),
+        idempotency_key=record.idempotency_key,
+        state=state_number(record.state),
+        reason=reason_number(record.reason),
+        generation=record.generation,
+        sequence=record.sequence,
+        attempts=record.attempt,
+        budgets=budgets_message(record),
+        progress=task_pb2.Progress(
+            fraction=_fraction(record),
+            message=record.message,
+            done_shards=record.done_shards,
+            total_shards=record.total_shards or 0,
+        ),
+        create_time=timestamp(record.created_at),
+        due_time=timestamp(record.due_at) if waits else None,
+        deadline=timestamp(record.deadline),
+        start_time=timestamp(record.started_at),
+        end_time=timestamp(record.ended_at),
+        update_time=timestamp(record.updated_at),
+        worker=record.worker,
+        error=error_message(record.error),
+    )
+
+
+def full_task_message(full: FullTask) -> task_pb2.Task:
+    """The full view: with payload, result, attempts and shards. `result_json` only if COMPLETED."""
+    message = task_message(full.record)
+    message.payload_json = full.payload
+    if full.result is not None and full.record.state == "COMPLETED":
+        message.result_json = full.result
+        if _depth_within(full.result, MAX_VALUE_DEPTH):
+            message.result.CopyFrom(json_value(full.result))
+    message.attempt_history.extend(attempt_message(attempt) for attempt in full.attempts)
+    message.shards.extend(shard_message(shard) for shard in full.shards)
+    return message
+
+
+def attempt_message(record: AttemptRecord) -> task_pb2.Attempt:
+    """One start of a unit."""
+    unit_type = task_pb2.UnitType.Value(f"UNIT_TYPE_{record.unit_type}")
+    return task_pb2.Attempt(
+        unit=task_pb2.Unit(type=unit_type, shard_index=record.shard_index or 0),
+        generation=record.generation,
+        attempt=record.attempt,
+        epoch=record.epoch,
+        worker=record.worker,
+        start_time=timestamp(record.started_at),
+        end_time=timestamp(record.ended_at),
+        outcome=state_number(record.outcome),
+        error=error_message(record.error),
+    )
+
+
+def shard_message(record: ShardRecord) -> task_pb2.Shard:
+    """One shard."""
+    return task_pb2.Shard(
+        index=record.index,
+        state=state_number(record.state),
+        reason=reason_number(record.reason),
+        attempts=record.attempt,
+        budgets=budgets_message(record),
+        worker=record.worker,
+        start_time=timestamp(record.started_at),
+        end_time=timestamp(record.ended_at),
+        error=error_message(record.error),
+    )
+
+
+def event_message(record: EventRecord) -> event_pb2.TaskEvent:
+    """One event of the log."""
+    event = event_pb2.TaskEvent(
+        task_id=str(record.task_id),
+        sequence=record.sequence,
+        generation=record.generation,
+        unit=unit_message(record.unit, plan=record.plan),
+        attempt=record.attempt,
+        time=timestamp(record.at),
+    )
+    if record.type == "state":
+        event.state_change.CopyFrom(_state_change(record))
+    elif record.type == "progress":
+        event.progress.CopyFrom(_progress_report(record))
+    else:
+        event.output.CopyFrom(event_pb2.OutputChunk(text=record.text or "", offset=record.byte_offset or 0))
+    return event
+
+
+def unit_message(unit: int, *, plan: bool = False) -> task_pb2.Unit:
+    """The unit of this number; `plan`: the task's own lease covers the plan of a sharded kind."""
+    if unit >= 0:
+        return task_pb2.Unit(type=task_pb2.UNIT_TYPE_SHARD, shard_index=unit)
+    if unit == MERGE:
+        return task_pb2.Unit(type=task_pb2.UNIT_TYPE_MERGE)
+    return task_pb2.Unit(type=task_pb2.UNIT_TYPE_PLAN if plan else task_pb2.UNIT_TYPE_TASK)
+
+
+def budgets_message(record: TaskRecord | ShardRecord) -> task_pb2.Budgets:
+    """The charges and their limits."""
+    return task_pb2.Budgets(
+        failures=record.failures,
+        max_attempts=record.max_attempts,
+        crashes=record.crashes,
+        max_crashes=record.max_crashes,
+        interruptions=record.interruptions,
+    )
+
+
+def error_message(error: bytes | None) -> task_pb2.TaskError | None:
+    """The stored error, JSON text {"reason", "type", "message"}; None stays None."""
+    if error is None:
+        return None
+    found = json.loads(error)
+    return task_pb2.TaskError(
+        reason=reason_number(found.get("reason") or ""),
+        type=found.get("type") or "",
+        message=found.get("message") or "",
+    )
+
+
+def timestamp(moment: datetime | None) -> Timestamp | None:
+    """An aware datetime, exact to the microsecond; None stays None."""
+    if moment is None:
+        return None
+    passed = moment - EPOCH
+    return Timestamp(seconds=passed.days * 86_400 + passed.seconds, nanos=passed.microseconds * 1_000)
+
+
+def json_value(text: bytes) -> Value:
+    """JSON text as protobuf's own JSON type; numbers become doubles."""
+    return json_format.Parse(text, Value(), max_recursion_depth=1_000)
+
+
+@cache
+def state_number(name: str) -> task_pb2.TaskState.ValueType:
+    """TASK_STATE_… of a stored state. Raises ValueError for a word that is none: a defect, not a client's error."""
+    return task_pb2.TaskState.Value(f"TASK_STATE_{name}")
+
+
+@cache
+def reason_number(name: str) -> error_pb2.Reason.ValueType:
+    """REASON_… of a stored reason; empty: UNSPECIFIED. So is a reason that a newer version has written."""
+    if f"REASON_{name}" not in error_pb2.Reason.keys():
+        return error_pb2.REASON_UNSPECIFIED
+    return error_pb2.Reason.Value(f"REASON_{name}")
+
+
+def tasks_messages(records: Iterable[TaskRecord]) -> list[task_pb2.Task]:
+    """The basic view of each."""
+    return [task_message(record) for record in records]
+
+
+def _fraction(record: TaskRecord) -> float:
+    """Of a sharded task done / total; a task that has completed is at 1 whatever its handler reported."""
+    if record.state == "COMPLETED":
+        return 1.0
+    return record.done_shards / record.total_shards if record.total_shards else record.fraction
+
+
+def _state_change(record: EventRecord) -> event_pb2.StateChange:
+    return event_pb2.StateChange(
+        state=state_number(record.state or "UNSPECIFIED"),
+        reason=reason_number(record.reason),
+        error=error_message(record.error),
+        due_time=timestamp(record.due_at) if record.state == "PENDING" else None,
+        terminal=record.terminal,
+    )
+
+
+def _progress_report(record: EventRecord) -> event_pb2.ProgressReport:
+    progress = task_pb2.Progress(
+        fraction=record.fraction or 0.0,
+        message=record.text or "",
+        done_shards=record.done or 0,
+        total_shards=record.total or 0,
+    )
+    return event_pb2.ProgressReport(progress=progress)
+
+
+def _depth_within(text: bytes, limit: int) -> bool:
+    """Does the JSON nest no deeper? Brackets inside strings are not told apart: that only errs on the careful side."""
+    depth = 0
+    for byte in text:
+        if byte in b"[{":
+            depth += 1
+            if depth > limit:
+                return False
+        elif byte in b"]}":
+            depth -= 1
+    return True

@@ -1,0 +1,152 @@
+"""What happens around every method: admission, malformed bytes, errors to statuses, the time it took.
+
+Each method gets one thin wrapper, built when it is registered. grpc.aio's own interceptors would cost a coroutine and a
+handler lookup for every call.
+"""
+
+import contextlib
+import inspect
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import status_pb2  # type: ignore[import-untyped]
+
+from headrace_core.errors import DomainError, MalformedMessage
+from headrace_core.rpc.admission import Admission
+from headrace_core.rpc.status import internal_status, number_of, status_of
+from headrace_core.telemetry import logs, metrics
+
+DETAILS_KEY = "grpc-status-details-bin"
+CODES = {number_of(code): code for code in grpc.StatusCode}
+
+log = logs.get(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Unary = Callable[[Any, Context], Awaitable[Any]]
+Stream = Callable[[Any, Context], AsyncIterator[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Malformed:
+    """Stands in for a request whose bytes are no message: grpc.aio by itself would answer UNKNOWN."""
+
+    detail: str
+
+
+def wrapped(
+    service: str, handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]], admission: Admission
+) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+    """The same methods with everything around them. Raises TypeError for one that takes a stream of requests."""
+    return {name: _wrapped_one(f"{service}/{name}", handler, admission) for name, handler in handlers.items()}
+
+
+def _wrapped_one(
+    method: str, handler: grpc.RpcMethodHandler[Any, Any], admission: Admission
+) -> grpc.RpcMethodHandler[Any, Any]:
+    if handler.request_streaming:
+        raise TypeError(f"{method} takes a stream of requests; no method of Headrace does")
+    parse = _tolerant(handler.request_deserializer)
+    if handler.response_streaming:
+        assert handler.unary_stream is not None
+        behaviour = _guarded(method, _streamed(handler.unary_stream), admission)
+        return grpc.unary_stream_rpc_method_handler(
+            behaviour,
+            request_deserializer=parse,
+            response_serializer=handler.response_serializer,
+        )
+    # The stubs know the behaviours of the threaded server only.
+    unary: Any = handler.unary_unary
+    return grpc.unary_unary_rpc_method_handler(
+        _guarded(method, unary, admission),
+        request_deserializer=parse,
+        response_serializer=handler.response_serializer,
+    )
+
+
+def _tolerant(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
+    assert deserializer is not None, "generated handlers bring their deserializer"
+
+    def parse(data: bytes) -> Any:
+        try:
+            return deserializer(data)
+        except DecodeError as error:
+            return Malformed(str(error))
+
+    return parse
+
+
+def _streamed(behaviour: Any) -> Unary:
+    """A stream as one coroutine. A generator is closed before the call counts as ended, whatever ended it."""
+    if not inspect.isasyncgenfunction(behaviour):
+        return behaviour  # type: ignore[no-any-return]  # writes to its context by itself
+    generate: Stream = behaviour
+
+    async def write_all(request: Any, context: Context) -> None:
+        async with contextlib.aclosing(generate(request, context)) as responses:  # type: ignore[type-var]
+            async for response in responses:
+                await context.write(response)
+
+    return write_all
+
+
+def _guarded(method: str, behaviour: Unary, admission: Admission) -> Unary:
+    seconds = _Seconds(method)
+
+    async def call(request: Any, context: Context) -> Any:
+        started = time.perf_counter()
+        code = "CANCELLED"  # what a cancellation, which passes through here, leaves it at
+        try:
+            admission.enter()
+            try:
+                if type(request) is Malformed:
+                    raise MalformedMessage(f"the bytes are no request of {method}: {request.detail}")
+                response = await behaviour(request, context)
+            finally:
+                admission.leave()
+            code = "OK"
+            return response
+        except grpc.aio.AbortError:
+            code = "ABORTED_BY_SERVICER"
+            raise
+        except Exception as error:  # noqa: BLE001 - the edge: every defect becomes INTERNAL, and is logged
+            status = _status_of_any(error, method)
+            code = CODES[status.code].name
+            await _abort(context, status)
+        finally:
+            seconds.observe(code, time.perf_counter() - started)
+
+    return call
+
+
+class _Seconds:
+    """The histogram's children of one method: looking one up by its labels costs more than observing."""
+
+    def __init__(self, method: str) -> None:
+        self._method = method
+        self._by_code: dict[str, Any] = {}
+
+    def observe(self, code: str, seconds: float) -> None:
+        child = self._by_code.get(code)
+        if child is None:
+            child = self._by_code[code] = metrics.rpc_seconds.labels(self._method, code)
+        child.observe(seconds)
+
+
+def _status_of_any(error: Exception, method: str) -> status_pb2.Status:
+    if isinstance(error, DomainError):
+        return status_of(error)
+    if isinstance(error, NotImplementedError):
+        return status_pb2.Status(code=number_of(grpc.StatusCode.UNIMPLEMENTED), message=f"{method} is not implemented")
+    request_id = uuid.uuid4().hex
+    log.error("a call failed for a defect", action="rpc.internal", method=method, request_id=request_id, exc_info=error)
+    return internal_status(request_id)
+
+
+async def _abort(context: Context, status: status_pb2.Status) -> NoReturn:
+    metadata = ((DETAILS_KEY, status.SerializeToString()),)
+    await context.abort(CODES[status.code], status.message, metadata)

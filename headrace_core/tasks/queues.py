@@ -1,0 +1,138 @@
+"""Queues as the database knows them: declared settings, pauses, figures, and the purge."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from headrace_core.db import queries
+from headrace_core.db.pool import Database, Row, Transaction
+from headrace_core.errors import UnknownQueue
+from headrace_core.settings.queues import QueueSettings
+from headrace_core.tasks.model import TaskState, Wake
+from headrace_core.tasks.settle import TaskEnd, end_tasks
+
+_SQL = queries.load("headrace_core.tasks", "sql/queues.sql")
+PURGE_BATCH = 500
+RATE_SECONDS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLoad:
+    """What decides whether a queue takes another task. The counts stop at the bound that was asked for."""
+
+    settings: QueueSettings
+    paused: bool
+    waiting: int
+    dead_letters: int
+
+
+@dataclass(frozen=True, slots=True)
+class QueueFigures:
+    """A queue as people see it. Backlog and delayed count waiting units (shards too), in_flight tasks.
+
+    `oldest_age` in seconds, 0 if nothing due is waiting; rates per second over the last minute.
+    """
+
+    settings: QueueSettings
+    paused_at: datetime | None
+    backlog: int
+    delayed: int
+    in_flight: int
+    dead_letters: int
+    oldest_age: float
+    submit_rate: float
+    finish_rate: float
+
+
+async def declare(db: Database, declared: Iterable[QueueSettings]) -> None:
+    """Write down the settings of the declared queues. Idempotent; other queues and all pauses stay."""
+    queues = list(declared)
+    params = {
+        "names": [queue.name for queue in queues],
+        "settings": [queue.model_dump_json(exclude={"name"}) for queue in queues],
+    }
+    await db.run(lambda tx: tx.execute(_SQL["declare"], params))
+
+
+async def read_loads(db: Database, bound: int) -> dict[str, QueueLoad]:
+    """Every declared queue's load by name; waiting units are counted up to `bound`."""
+    rows = await db.fetch(_SQL["loads"], {"bound": bound})
+    return {
+        row["name"]: QueueLoad(_settings(row), row["paused_at"] is not None, row["waiting"], row["dead_letters"])
+        for row in rows
+    }
+
+
+async def read_figures(db: Database, name: str | None = None) -> list[QueueFigures]:
+    """The figures of one queue, or of all by name.
+
+    Raises:
+        UnknownQueue: `name` is not declared.
+    """
+    since = UUID(int=int((time.time() - RATE_SECONDS) * 1000) << 80)
+
+    async def work(tx: Transaction) -> list[QueueFigures]:
+        rows = await tx.fetch(_SQL["figures"], {"name": name})
+        rates = {row["name"]: row for row in await tx.fetch(_SQL["rates"], {"name": name, "since": since})}
+        return [_figures(row, rates.get(row["name"])) for row in rows]
+
+    found = await db.run(work)
+    if name is not None and not found:
+        raise _unknown(name)
+    return found
+
+
+async def pause(db: Database, name: str) -> None:
+    """Start nothing more of the queue. Idempotent. Raises UnknownQueue."""
+    if not await db.fetch(_SQL["pause"], {"name": name}):
+        raise _unknown(name)
+
+
+async def resume(db: Database, name: str) -> None:
+    """Go on. Idempotent. Raises UnknownQueue."""
+    if not await db.fetch(_SQL["resume"], {"name": name}):
+        raise _unknown(name)
+
+
+async def purge(db: Database, name: str, before: datetime, *, last_look: bool = False) -> list[Wake]:
+    """Cancel up to PURGE_BATCH waiting tasks of the queue that existed at `before`; reason PURGED.
+
+    Call until it finds none, then once more with `last_look`, which waits for rows that others hold.
+    """
+    statement = "waiting_still" if last_look else "waiting"
+
+    async def work(tx: Transaction) -> list[Wake]:
+        params: dict[str, Any] = {"queue": name, "before": before, "limit": PURGE_BATCH}
+        waiting = [TaskEnd(row["task_id"], "PURGED") for row in await tx.fetch(_SQL[statement], params)]
+        ended = await end_tasks(tx, waiting, TaskState.CANCELLED) if waiting else []
+        return [Wake(row["task_id"], row["sequence"]) for row in ended]
+
+    return await db.run(work)
+
+
+def _settings(row: Row) -> QueueSettings:
+    return QueueSettings.model_validate({**json.loads(row["settings"]), "name": row["name"]})
+
+
+def _figures(row: Row, rates: Row | None) -> QueueFigures:
+    return QueueFigures(
+        settings=_settings(row),
+        paused_at=row["paused_at"],
+        backlog=row["backlog"],
+        delayed=row["delayed"],
+        in_flight=row["in_flight"],
+        dead_letters=row["dead_letters"],
+        oldest_age=max(row["oldest"] or 0.0, 0.0),
+        submit_rate=rates["submitted"] / RATE_SECONDS if rates else 0.0,
+        finish_rate=rates["ended"] / RATE_SECONDS if rates else 0.0,
+    )
+
+
+def _unknown(name: str) -> UnknownQueue:
+    return UnknownQueue(f"no queue {name!r} is declared; declare it in headrace.toml", metadata={"queue": name})

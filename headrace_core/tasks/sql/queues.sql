@@ -1,0 +1,74 @@
+-- name: declare
+-- Queues with the settings that headrace.toml gives them. A pause survives.
+insert into headrace_core.queues (name, settings)
+select name, settings::json from unnest(%(names)s::text[], %(settings)s::text[]) as d (name, settings)
+order by name
+on conflict (name) do update set settings = excluded.settings, updated_at = now()
+where headrace_core.queues.settings::text is distinct from excluded.settings::text;
+
+-- name: loads
+-- What admission needs of every queue. The counts stop at a bound, and the waiting units are an index-only
+-- scan.
+select q.name, q.settings, q.paused_at, w.n as waiting, coalesce(d.n, 0) as dead_letters
+from headrace_core.queues q
+cross join lateral (
+    select count(*) as n from (
+        select 1 from headrace_core.units u where u.queue = q.name and u.state = 'PENDING' limit %(bound)s
+    ) as some
+) w
+left join (
+    select queue, count(*) as n from headrace_core.dead_letters where resolved_at is null group by queue
+) d on d.queue = q.name
+order by q.name;
+
+-- name: figures
+-- What people ask about queues: all of them, or one.
+select q.name, q.settings, q.paused_at, p.backlog, p.delayed, p.oldest,
+       (select count(*) from headrace_core.units u
+        where u.queue = q.name and u.state = 'PROCESSING' and u.unit = -1) as in_flight,
+       (select count(*) from headrace_core.dead_letters d
+        where d.queue = q.name and d.resolved_at is null) as dead_letters
+from headrace_core.queues q
+cross join lateral (
+    select count(*) filter (where u.due_at <= now()) as backlog, count(*) filter (where u.due_at > now()) as delayed,
+           extract(epoch from now() - min(u.due_at))::float8 as oldest
+    from headrace_core.units u
+    where u.queue = q.name and u.state = 'PENDING'
+) p
+where %(name)s::text is null or q.name = %(name)s
+order by q.name;
+
+-- name: rates
+-- Tasks accepted and ended within the last minute, by queue. Ids sort by time: the accepted ones are a
+-- range of the primary key from `since`, an id of a minute ago.
+select q.name,
+       (select count(*) from headrace_core.units u
+        where u.queue = q.name and u.unit = -1 and u.task_id >= %(since)s) as submitted,
+       (select count(*) from headrace_core.units u
+        where u.queue = q.name and u.unit = -1 and u.ended_at > now() - interval '1 minute') as ended
+from headrace_core.queues q
+where %(name)s::text is null or q.name = %(name)s;
+
+-- name: pause
+-- Nothing more of this queue is claimed or published. Keeps the time of the first pause.
+update headrace_core.queues set paused_at = coalesce(paused_at, now()) where name = %(name)s returning name;
+
+-- name: resume
+-- What was delivered during the pause was put back unpublished; the sweep of the relay finds it.
+update headrace_core.queues set paused_at = null where name = %(name)s returning name;
+
+-- name: waiting
+-- Some waiting tasks of a queue that existed at `before`, locked. Skips what somebody holds: that is being
+-- started.
+select task_id from headrace_core.units
+where queue = %(queue)s and state = 'PENDING' and unit = -1 and created_at <= %(before)s
+limit %(limit)s
+for update skip locked;
+
+-- name: waiting_still
+-- The last look: waits for whoever holds a row, since not everybody who locks one starts it.
+select task_id from headrace_core.units
+where queue = %(queue)s and state = 'PENDING' and unit = -1 and created_at <= %(before)s
+order by task_id
+limit %(limit)s
+for update;

@@ -1,0 +1,167 @@
+"""Group commit: concurrent submits share one transaction, which is where the rate comes from.
+
+The batch is natural: while commits are under way the next one gathers, so a lone task waits for nobody and
+a crowd fills batches. A commit of unknown outcome is repeated with the same ids, which the store answers
+by reading back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from headrace_core.db.errors import DataRejected
+from headrace_core.db.pool import Database
+from headrace_core.errors import DatabaseUnavailable, InvalidFields, ServerLimit, Violation
+from headrace_core.tasks.model import NewTask, Submitted
+from headrace_core.tasks.submit import submit
+from headrace_core.telemetry import logs, metrics
+
+MAX_BATCH = 500
+MAX_COMMITS = 2
+MAX_WAITING = 5000
+COMMIT_SECONDS = 5.0
+REPEAT_SECONDS = 0.1
+RETRY_AFTER = 1.0
+
+Answer = Submitted | InvalidFields
+_log = logs.get("headrace.producer.submit")
+
+
+@dataclass(eq=False, slots=True)
+class _Entry:
+    """A task that waits for its commit, and the caller's side of it."""
+
+    task: NewTask
+    answer: asyncio.Future[Answer] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    def resolve(self, answer: Answer) -> None:
+        if not self.answer.done():
+            self.answer.set_result(answer)
+
+    def fail(self, error: Exception) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+
+class GroupCommit:
+    """Commits tasks in shared transactions. Owns its commits; `close` waits for them.
+
+    `on_committed` is called after each commit with what it accepted anew; it must not block or raise.
+    """
+
+    def __init__(self, db: Database, on_committed: Callable[[list[Submitted]], None]) -> None:
+        self._db = db
+        self._on_committed = on_committed
+        self._waiting: deque[_Entry] = deque()
+        self._commits: set[asyncio.Task[None]] = set()
+
+    async def submit(self, tasks: Sequence[NewTask], *, within: float) -> list[Answer]:
+        """Commit `tasks`, one answer each, in order. An InvalidFields among them: Postgres refused that
+        row alone.
+
+        Raises:
+            DatabaseUnavailable: no commit within `within` seconds; the outcome is unknown.
+            ServerLimit: too many submits are waiting already; none of these was taken.
+        """
+        if len(self._waiting) + len(tasks) > MAX_WAITING:
+            raise ServerLimit(
+                f"{len(self._waiting)} submits are waiting for Postgres; at most {MAX_WAITING} may",
+                retry_after=RETRY_AFTER,
+            )
+        entries = [_Entry(task) for task in tasks]
+        self._waiting.extend(entries)
+        self._start_commits()
+        return await _answers(entries, within)
+
+    async def close(self) -> None:
+        """Wait for the commits that are under way; each ends within COMMIT_SECONDS."""
+        while self._commits:
+            await asyncio.wait(set(self._commits))
+
+    def _start_commits(self) -> None:
+        if len(self._commits) < MAX_COMMITS:
+            commit = asyncio.create_task(self._commit_while_waiting(), name="group-commit")
+            self._commits.add(commit)
+            commit.add_done_callback(self._commits.discard)
+
+    async def _commit_while_waiting(self) -> None:
+        while batch := self._next_batch():
+            try:
+                await self._commit(batch)
+            except Exception as error:  # noqa: BLE001 - whatever it was, its callers must hear of it
+                for entry in batch:
+                    entry.fail(error)
+
+    def _next_batch(self) -> list[_Entry]:
+        """Up to MAX_BATCH entries; those whose callers have gone are left out, nobody would learn of them."""
+        batch: list[_Entry] = []
+        while self._waiting and len(batch) < MAX_BATCH:
+            entry = self._waiting.popleft()
+            if not entry.answer.done():
+                batch.append(entry)
+        return batch
+
+    async def _commit(self, batch: list[_Entry]) -> None:
+        try:
+            accepted = await self._commit_until_known(batch)
+        except DataRejected as error:
+            await self._split(batch, error)
+            return
+        metrics.submit_batch_size.observe(len(batch))
+        self._on_committed([submitted for submitted in accepted if submitted.created])
+        for entry, submitted in zip(batch, accepted, strict=True):
+            entry.resolve(submitted)
+
+    async def _commit_until_known(self, batch: list[_Entry]) -> list[Submitted]:
+        tasks = [entry.task for entry in batch]
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + COMMIT_SECONDS
+        while True:
+            try:
+                return await submit(self._db, tasks, timeout=max(deadline - clock(), REPEAT_SECONDS))
+            except DatabaseUnavailable as error:
+                if clock() + REPEAT_SECONDS >= deadline:
+                    raise _unknown_outcome() from error
+                _log.warning("a commit is repeated", action="commit_repeated", tasks=len(tasks))
+            await asyncio.sleep(REPEAT_SECONDS)
+
+    async def _split(self, batch: list[_Entry], error: DataRejected) -> None:
+        """Postgres refused the data of one of them: halve until it stands alone, so that it fails no
+        neighbour.
+        """
+        if len(batch) == 1:
+            _log.error("Postgres refused a checked task", action="submit_rejected", sqlstate=error.sqlstate)
+            violation = Violation("payload_json", f"Postgres refuses the data (SQLSTATE {error.sqlstate})")
+            batch[0].resolve(InvalidFields.of([violation]))
+            return
+        middle = len(batch) // 2
+        for half in (batch[:middle], batch[middle:]):
+            await self._commit(half)
+
+
+async def _answers(entries: Sequence[_Entry], within: float) -> list[Answer]:
+    try:
+        async with asyncio.timeout(within):
+            return [await entry.answer for entry in entries]
+    except TimeoutError as error:
+        raise _unknown_outcome() from error
+    finally:
+        for entry in entries:
+            _forget(entry.answer)
+
+
+def _forget(answer: asyncio.Future[Answer]) -> None:
+    """Nobody waits any more: what is not committed yet is left out, and an error needs no other reader."""
+    if not answer.cancel() and not answer.cancelled():
+        answer.exception()
+
+
+def _unknown_outcome() -> DatabaseUnavailable:
+    return DatabaseUnavailable(
+        "Postgres did not confirm the commit in time; whether the task was accepted is unknown:"
+        " repeat the identical request with its idempotency key",
+        retry_after=RETRY_AFTER,
+    )

@@ -1,0 +1,1 @@
+"""The status service: reads, live watches, and how the system is. Nothing in it changes a task."""
