@@ -82,10 +82,10 @@ class DeadLetters:
         deadline: datetime | None = None,
         timeout: float | None = None,
     ) -> dead_letter_pb2.RedriveDeadLettersResponse:
-        """Give failed tasks a new generation: those with `ids` (dead letters' or tasks'), or all that match `filter`.
+        """Give failed tasks a new generation: those with `ids` (their own or their tasks'), or all of `filter`.
 
-        `rate`: tasks per second, 0 for all at once. `payload` replaces the payload of exactly one id. At most 1,000 ids,
-        and 10,000 by filter, in a call. Raises DeadLetterNotFoundError, DeadLetterResolvedError, DeadlinePassedError.
+        `rate`: tasks per second, 0 for all at once. `payload` replaces the payload of exactly one id. At most 1,000
+        ids, and 10,000 by filter, in a call. Raises DeadLetterNotFoundError, DeadLetterResolvedError, DeadlinePassedError.
         """
         request = dead_letter_pb2.RedriveDeadLettersRequest(
             ids=ids,
@@ -110,7 +110,10 @@ class DeadLetters:
 
     @property
     def _stub(self) -> dead_letter_pb2_grpc.DeadLetterServiceAsyncStub:
-        return self._connection.stub(dead_letter_pb2_grpc.DeadLetterServiceStub)
+        stub: dead_letter_pb2_grpc.DeadLetterServiceAsyncStub = self._connection.stub(
+            dead_letter_pb2_grpc.DeadLetterServiceStub
+        )
+        return stub
 
 
 class Queues:
@@ -147,7 +150,8 @@ class Queues:
 
     @property
     def _stub(self) -> queue_pb2_grpc.QueueServiceAsyncStub:
-        return self._connection.stub(queue_pb2_grpc.QueueServiceStub)
+        stub: queue_pb2_grpc.QueueServiceAsyncStub = self._connection.stub(queue_pb2_grpc.QueueServiceStub)
+        return stub
 
 
 def _reason(name: str) -> Reason.ValueType:

@@ -11,7 +11,6 @@ from typing import Literal, Self, TypeAlias, overload
 
 import grpc
 
-from headrace import submit
 from headrace.administration import DeadLetters, Queues
 from headrace.config import (
     DEFAULT_NAMESPACE,
@@ -27,6 +26,15 @@ from headrace.errors import HeadraceError, InvalidFieldsError, SubmitManyError, 
 from headrace.payload import Payload
 from headrace.reading import Reader
 from headrace.rpc import Connection
+from headrace.submit import (
+    Item,
+    ManySubmits,
+    PriorityName,
+    SubmitOptions,
+    build_request,
+    repeat_until_answered,
+    unknown_outcome,
+)
 from headrace.v1 import producer_pb2, producer_pb2_grpc, task_pb2
 
 Tasks: TypeAlias = list[task_pb2.Task]
@@ -51,7 +59,9 @@ class Client(Reader):
         reconnect_timeout: float = 120.0,
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
-        """Addresses are host:port; None: HEADRACE_PRODUCER_ADDRESS (127.0.0.1:50051), HEADRACE_STATUS_ADDRESS (…:50052).
+        """Addresses are host:port. None: HEADRACE_PRODUCER_ADDRESS and HEADRACE_STATUS_ADDRESS, else 127.0.0.1:50051 and
+        127.0.0.1:50052.
+
 
         Times are seconds: `timeout` for each call, `silence_timeout` for a watch that hears not even heartbeats,
         `reconnect_timeout` for a watch that cannot reach the server. Without `credentials` nothing is encrypted.
@@ -89,14 +99,14 @@ class Client(Reader):
         queue: str | None = None,
         idempotency_key: str | None = None,
         labels: Mapping[str, str] | None = None,
-        priority: submit.PriorityName | None = None,
+        priority: PriorityName | None = None,
         run_at: datetime | None = None,
         delay: timedelta | float | None = None,
         deadline: datetime | timedelta | None = None,
         max_attempts: int | None = None,
     ) -> producer_pb2.SubmitTaskRequest:
         """Return a request for `submit_many`, without sending it. Arguments as `submit`."""
-        options = submit.SubmitOptions(
+        options = SubmitOptions(
             queue=queue,
             labels=labels or {},
             priority=priority,
@@ -105,7 +115,7 @@ class Client(Reader):
             deadline=deadline,
             max_attempts=max_attempts,
         )
-        return submit.build_request(self.config.namespace, kind, payload, idempotency_key, options)
+        return build_request(self.config.namespace, kind, payload, idempotency_key, options)
 
     async def submit(
         self,
@@ -115,7 +125,7 @@ class Client(Reader):
         queue: str | None = None,
         idempotency_key: str | None = None,
         labels: Mapping[str, str] | None = None,
-        priority: submit.PriorityName | None = None,
+        priority: PriorityName | None = None,
         run_at: datetime | None = None,
         delay: timedelta | float | None = None,
         deadline: datetime | timedelta | None = None,
@@ -144,18 +154,18 @@ class Client(Reader):
             max_attempts=max_attempts,
         )
         try:
-            response = await submit.repeat_until_answered(
+            response = await repeat_until_answered(
                 lambda seconds: self._producer.ask(self._stub.SubmitTask, request, seconds),
                 timeout or self.config.timeout,
             )
         except UnavailableError as error:
-            raise submit.unknown_outcome(error, request.idempotency_key) from error
+            raise unknown_outcome(error, request.idempotency_key) from error
         return response.task
 
     @overload
     async def submit_many(
         self,
-        items: Iterable[submit.Item],
+        items: Iterable[Item],
         *,
         kind: str | None = None,
         return_errors: Literal[False] = False,
@@ -164,7 +174,7 @@ class Client(Reader):
     @overload
     async def submit_many(
         self,
-        items: Iterable[submit.Item],
+        items: Iterable[Item],
         *,
         kind: str | None = None,
         return_errors: Literal[True],
@@ -172,7 +182,7 @@ class Client(Reader):
     ) -> Outcomes: ...
     async def submit_many(
         self,
-        items: Iterable[submit.Item],
+        items: Iterable[Item],
         *,
         kind: str | None = None,
         return_errors: bool = False,
@@ -180,11 +190,11 @@ class Client(Reader):
     ) -> Tasks | Outcomes:
         """Submit any number of tasks, 500 in a call, and return them in order.
 
-        `items` are payloads, all of `kind`, or requests made by `request`. `timeout` (seconds) is for each call, repeats
-        included. If some are not accepted: with `return_errors` the error stands in the task's place, otherwise
+        `items` are payloads, all of `kind`, or requests made by `request`. `timeout` (seconds) is for each call,
+        repeats included. If some are not accepted: with `return_errors` the error stands in the task's place, otherwise
         SubmitManyError is raised, which carries all results.
         """
-        many = submit.ManySubmits(
+        many = ManySubmits(
             lambda request, seconds: self._producer.ask(self._stub.SubmitTasks, request, seconds),
             timeout or self.config.timeout,
         )
@@ -199,7 +209,7 @@ class Client(Reader):
         response = await self._producer.ask(self._stub.CancelTask, request, timeout or self.config.timeout)
         return response.task
 
-    def _as_request(self, item: submit.Item, kind: str | None) -> producer_pb2.SubmitTaskRequest:
+    def _as_request(self, item: Item, kind: str | None) -> producer_pb2.SubmitTaskRequest:
         if not isinstance(item, producer_pb2.SubmitTaskRequest):
             if kind is None:
                 what = "needed for payloads; only requests made by `request` bring their own"
@@ -214,4 +224,5 @@ class Client(Reader):
 
     @property
     def _stub(self) -> producer_pb2_grpc.ProducerServiceAsyncStub:
-        return self._producer.stub(producer_pb2_grpc.ProducerServiceStub)
+        stub: producer_pb2_grpc.ProducerServiceAsyncStub = self._producer.stub(producer_pb2_grpc.ProducerServiceStub)
+        return stub

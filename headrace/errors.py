@@ -13,7 +13,7 @@ from typing import ClassVar
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 from headrace.v1 import task_pb2
 from headrace.v1.error_pb2 import Reason
@@ -367,9 +367,10 @@ def _trailing_details(error: grpc.aio.AioRpcError) -> Sequence[AnyMessage]:
     for key, value in error.trailing_metadata() or ():
         if key == DETAILS_KEY and isinstance(value, bytes):
             try:
-                return status_pb2.Status.FromString(value).details
+                details: Sequence[AnyMessage] = status_pb2.Status.FromString(value).details
             except DecodeError:
                 return ()  # not ours: the status code still tells the class
+            return details
     return ()
 
 

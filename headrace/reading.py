@@ -9,12 +9,14 @@ from contextlib import aclosing
 from datetime import datetime
 from typing import Any, Literal, TypeAlias
 
-from headrace import watch
+import grpc.aio
+
 from headrace.config import ClientConfig
 from headrace.errors import CallTimeoutError, InvalidFieldsError, Violation, task_ended
 from headrace.rpc import Connection
 from headrace.submit import timestamp
 from headrace.v1 import event_pb2, status_pb2, status_pb2_grpc, task_pb2
+from headrace.watch import TERMINAL, Patience, Positions, Source, Watch, is_terminal
 
 PAGE = 200
 StateName: TypeAlias = Literal["PENDING", "PROCESSING", "COMPLETED", "FAILED", "CANCELLED", "EXPIRED"]
@@ -43,7 +45,7 @@ class Reader:
         Raises TaskNotFoundError, SequenceBeyondEndError, UnavailableError once nobody answers for reconnect_timeout.
         """
         after = {} if after_sequence is None else {id: after_sequence}
-        async with aclosing(self._watch(watch.Source(lambda seen: self._one(id, seen)), after, heartbeats)) as events:
+        async with aclosing(self._watch(Source(lambda seen: self._one(id, seen)), after, heartbeats)) as events:
             async for event in events:
                 yield event
 
@@ -60,13 +62,13 @@ class Reader:
     ) -> AsyncGenerator[event_pb2.TaskEvent]:
         """Yield the events of many tasks on one stream; each task has the promises of `watch`.
 
-        By `ids` (at most 10,000) it ends with the last of them. Without, it follows the tasks of this client's namespace
-        that match, those submitted later included, and ends only when the caller stops.
+        By `ids` (at most 10,000) it ends with the last of them. Without, it follows the tasks of this client's
+        namespace that match, those submitted later included, and ends only when the caller stops.
         """
         wanted = None if ids is None else tuple(ids)
         chosen = None if wanted is not None else self._filter(None, kind, queue, states, labels)
         request = status_pb2.WatchTasksRequest(ids=wanted, filter=chosen)
-        source = watch.Source(lambda seen: self._many(request, seen), endless=wanted is None)
+        source = Source(lambda seen: self._many(request, seen), endless=wanted is None)
         async with aclosing(self._watch(source, after_sequences, heartbeats)) as events:
             async for event in events:
                 yield event
@@ -89,7 +91,7 @@ class Reader:
                 while True:
                     await self._end_of(id)
                     task = await self.get(id, full=True)
-                    if task.state in watch.TERMINAL:
+                    if task.state in TERMINAL:
                         return task
                     # Redriven between the two calls: it runs again.
         except TimeoutError:
@@ -138,21 +140,21 @@ class Reader:
     async def _end_of(self, id: str) -> None:
         async with aclosing(self.watch(id)) as events:
             async for event in events:
-                if watch.is_terminal(event):
+                if is_terminal(event):
                     return
 
     async def _watch(
-        self, source: watch.Source, after: Mapping[str, int] | None, heartbeats: bool
+        self, source: Source, after: Mapping[str, int] | None, heartbeats: bool
     ) -> AsyncGenerator[event_pb2.TaskEvent]:
-        patience = watch.Patience(first=self.config.timeout, later=self.config.reconnect_timeout)
-        watching = watch.Watch(source, watch.Positions(after), patience)
+        patience = Patience(first=self.config.timeout, later=self.config.reconnect_timeout)
+        watching = Watch(source, Positions(after), patience)
         async with aclosing(watching.events(heartbeats=heartbeats)) as events:
             async for event in events:
                 yield event
 
     async def _one(self, id: str, seen: Mapping[str, int]) -> AsyncGenerator[event_pb2.TaskEvent]:
         request = status_pb2.WatchTaskRequest(id=id, after_sequence=seen.get(id))
-        stream = self._status.listen(self._reads.WatchTask, request, self.config.silence_timeout)
+        stream = self._status.listen(watch_task(self._status.channel), request, self.config.silence_timeout)
         async with aclosing(stream) as responses:
             async for response in responses:
                 yield response.event
@@ -162,7 +164,7 @@ class Reader:
     ) -> AsyncGenerator[event_pb2.TaskEvent]:
         request = status_pb2.WatchTasksRequest(after_sequences=seen)
         request.MergeFrom(template)
-        stream = self._status.listen(self._reads.WatchTasks, request, self.config.silence_timeout)
+        stream = self._status.listen(watch_tasks(self._status.channel), request, self.config.silence_timeout)
         async with aclosing(stream) as responses:
             async for response in responses:
                 yield response.event
@@ -185,7 +187,8 @@ class Reader:
 
     @property
     def _reads(self) -> status_pb2_grpc.StatusServiceAsyncStub:
-        return self._status.stub(status_pb2_grpc.StatusServiceStub)
+        stub: status_pb2_grpc.StatusServiceAsyncStub = self._status.stub(status_pb2_grpc.StatusServiceStub)
+        return stub
 
 
 def _state(name: str) -> task_pb2.TaskState.ValueType:
@@ -195,3 +198,25 @@ def _state(name: str) -> task_pb2.TaskState.ValueType:
         known = ", ".join(value.removeprefix("TASK_STATE_") for value in task_pb2.TaskState.keys()[1:])
         what = f"{name!r} is no state; there are {known}"
         raise InvalidFieldsError(f"states: {what}", violations=[Violation("states", what)]) from None
+
+
+def watch_task(
+    channel: grpc.aio.Channel,
+) -> grpc.aio.UnaryStreamMultiCallable[status_pb2.WatchTaskRequest, status_pb2.WatchTaskResponse]:
+    """Return the call WatchTask."""
+    return channel.unary_stream(
+        "/headrace.v1.StatusService/WatchTask",
+        request_serializer=status_pb2.WatchTaskRequest.SerializeToString,
+        response_deserializer=status_pb2.WatchTaskResponse.FromString,
+    )
+
+
+def watch_tasks(
+    channel: grpc.aio.Channel,
+) -> grpc.aio.UnaryStreamMultiCallable[status_pb2.WatchTasksRequest, status_pb2.WatchTasksResponse]:
+    """Return the call WatchTasks."""
+    return channel.unary_stream(
+        "/headrace.v1.StatusService/WatchTasks",
+        request_serializer=status_pb2.WatchTasksRequest.SerializeToString,
+        response_deserializer=status_pb2.WatchTasksResponse.FromString,
+    )

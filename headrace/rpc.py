@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -86,7 +86,8 @@ class Connection:
                 message = await call.read()
         except TimeoutError:
             raise UnavailableError(f"{self._where} sent nothing for {silence:g} s") from None
-        return None if message is grpc.aio.EOF else message
+        # The type of grpc.aio.EOF is private, so the checker cannot narrow by it.
+        return None if message is grpc.aio.EOF else cast("Response", message)
 
     def _open(self) -> grpc.aio.Channel:
         if self._credentials is None:

@@ -105,7 +105,9 @@ def _after_sequences(request: status_pb2.WatchTasksRequest, violations: list[Vio
 def _task_id(text: str, name: str, violations: list[Violation]) -> UUID:
     if _CANONICAL.fullmatch(text):
         return UUID(text)
-    violations.append(Violation(name, "a UUID in its canonical text form, for example 01890a5d-ac96-774b-bcce-b302099a8057"))
+    violations.append(
+        Violation(name, "a UUID in its canonical text form, for example 01890a5d-ac96-774b-bcce-b302099a8057")
+    )
     return UUID(int=0)
 
 

@@ -1,6 +1,20 @@
 """The bounds and intervals of watching, in one place."""
 
 from dataclasses import dataclass
+from typing import Protocol
+from uuid import UUID
+
+
+class WakeLike(Protocol):
+    """A hint that a task has events up to `sequence`, whoever made it."""
+
+    @property
+    def task_id(self) -> UUID:
+        """The task."""
+
+    @property
+    def sequence(self) -> int:
+        """Its last event."""
 
 
 @dataclass(frozen=True, slots=True)

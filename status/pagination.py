@@ -27,7 +27,9 @@ def page_size(asked: int) -> int:
     """
     if 0 <= asked <= MAX_PAGE_SIZE:
         return asked or DEFAULT_PAGE_SIZE
-    raise InvalidFields.of([Violation("page_size", f"1 to {MAX_PAGE_SIZE:,}, or 0 for {DEFAULT_PAGE_SIZE}; not {asked}")])
+    raise InvalidFields.of(
+        [Violation("page_size", f"1 to {MAX_PAGE_SIZE:,}, or 0 for {DEFAULT_PAGE_SIZE}; not {asked}")]
+    )
 
 
 def encode(method: str, query: bytes, last: UUID) -> str:

@@ -11,8 +11,9 @@ python_makes_environments() {
 }
 
 choose_python() {
-    local candidate found="" old=""
-    for candidate in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do
+    local candidate found="" old="" candidates=(python3 python3.14 python3.13 python3.12 python3.11)
+    [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
+    for candidate in "${candidates[@]}"; do
         command -v "$candidate" >/dev/null 2>&1 || continue
         if ! python_is_new_enough "$candidate"; then
             old="$("$candidate" --version 2>&1 || true)"

@@ -5,7 +5,7 @@ import warnings
 
 from headrace.v1 import status_pb2 as headrace_dot_v1_dot_status__pb2
 
-GRPC_GENERATED_VERSION = '1.71.2'
+GRPC_GENERATED_VERSION = '1.71.0'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 

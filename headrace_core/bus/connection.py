@@ -9,6 +9,7 @@ again on every connection.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import secrets
 from collections.abc import Callable, Mapping
@@ -48,16 +49,22 @@ class Subscription:
         self.subject = subject
         self._bus = bus
         self._callback = callback
+        self._client: Client | None = None
         self._live: ClientSubscription | None = None
 
     async def start(self) -> None:
         """Make it, now if connected, and on every later connection."""
         await self._bus.remember(self)
 
+    async def renew(self) -> None:
+        """Make it anew on the same connection: the server may have lost it."""
+        await self.unsubscribe()
+        await self.start()
+
     async def unsubscribe(self) -> None:
         """End it at once; messages on their way are dropped. Idempotent."""
         self._bus.forget(self)
-        live, self._live = self._live, None
+        live, self._live, self._client = self._live, None, None
         if live is None:
             return
         try:
@@ -81,8 +88,10 @@ class Subscription:
         await self.unsubscribe()
 
     async def attach(self, client: Client) -> None:
-        """Make it on a new connection. For Bus only."""
-        self._live = await client.subscribe(self.subject, cb=self._receive)
+        """Make it on a connection, once. For Bus only."""
+        if self._client is not client:
+            self._client = client
+            self._live = await client.subscribe(self.subject, cb=self._receive)
 
     async def _receive(self, message: Msg) -> None:
         try:
@@ -123,7 +132,7 @@ class Bus:
     @property
     def problem(self) -> str:
         """Why there is no connection or no JetStream, as a sentence; empty when all is well."""
-        return self._problem
+        return "" if self.jetstream else self._problem
 
     def on_state_change(self, callback: StateCallback) -> Callable[[], None]:
         """Call `callback(connected)` from the event loop after every change; returns how to stop that.
@@ -282,9 +291,9 @@ class Bus:
 
     async def _serve(self, client: Client) -> None:
         try:
+            self._client = client
             for subscription in list(self._subscriptions):
                 await subscription.attach(client)
-            self._client = client
             await self._look_for_jetstream()
             self._announce(connected=True)
             await self._until_lost(client)
@@ -371,7 +380,12 @@ async def _discard(client: Client) -> None:
     except CLIENT_ERRORS as error:
         _log.debug("a connection did not close by itself", action="bus_close_forced", error=str(error))
     finally:
-        # WebSocket transports have no such writer; they close their own session.
-        writer: asyncio.StreamWriter | None = getattr(client._transport, "_io_writer", None)
-        if writer is not None:
+        _abort(client)
+
+
+def _abort(client: Client) -> None:
+    # WebSocket transports have no such writer; they close their own session.
+    writer: asyncio.StreamWriter | None = getattr(client._transport, "_io_writer", None)
+    if writer is not None:
+        with contextlib.suppress(AttributeError):  # what asyncio raises for a transport that is closed already
             writer.transport.abort()

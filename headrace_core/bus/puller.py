@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 
 from nats.aio.msg import Msg
 
@@ -144,7 +144,7 @@ class Puller:
         self._subscription: Subscription | None = None
         self._forget_state: Callable[[], object] | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._naks: set[asyncio.Task[bool]] = set()
+        self._tasks: set[asyncio.Task[object]] = set()
         self._stopping = False
 
     async def start(self) -> None:
@@ -190,8 +190,8 @@ class Puller:
             self._forget_state()
         if self._subscription is not None:
             await self._subscription.drain(DRAIN_SECONDS)
-        if self._naks:
-            await asyncio.wait(self._naks, timeout=DRAIN_SECONDS)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=DRAIN_SECONDS)
 
     # -- what arrives ------------------------------------------------------------------------------------------------
 
@@ -208,9 +208,7 @@ class Puller:
         self._on_message(Message(self._bus, message))
 
     def _put_back(self, message: Message) -> None:
-        task = asyncio.get_running_loop().create_task(message.nak(DRAIN_NAK_SECONDS), name=f"nak-{self.durable}")
-        self._naks.add(task)
-        task.add_done_callback(self._naks.discard)
+        self._spawn("nak", message.nak(DRAIN_NAK_SECONDS))
 
     def _on_status(self, message: Msg) -> None:
         headers = message.headers or {}
@@ -241,24 +239,30 @@ class Puller:
         self._later("idle", REFUSED_PAUSE_SECONDS, self._on_idle)
 
     def _on_state_change(self, connected: bool) -> None:
-        self._reset()
-        if connected and not self._stopping:
+        if not connected:
+            self._reset()
+        elif not self._stopping:
             self._on_idle()
 
     def _check(self) -> None:
         """Find out that we are deaf: messages are asked for, and for two heartbeats in a row nothing came.
 
-        Two, because after a stall of our own event loop this runs before what has arrived meanwhile is read.
+        Two, because a request may be younger than its first heartbeat, and because after a stall of our own event
+        loop this runs before what has arrived meanwhile is read.
         """
         self._later("check", self._heartbeat, self._check)
         quiet = self.outstanding > 0 and self._heard == self._heard_at_check
         self._heard_at_check = self._heard
         self._silent_checks = self._silent_checks + 1 if quiet else 0
-        if self._silent_checks < 3:  # the first may be of a request younger than its first heartbeat
-            return
-        _log.warning("no heartbeat from the consumer, asking anew", action="pull_deaf", durable=self.durable)
-        self._reset()
-        self._on_idle()
+        if self._silent_checks >= 2:
+            _log.warning("no heartbeat from the consumer, asking anew", action="pull_deaf", durable=self.durable)
+            self._reset()
+            self._spawn("rebuild", self._rebuild())
+
+    async def _rebuild(self) -> None:
+        if self._subscription is not None and not self._stopping:
+            await self._subscription.renew()
+            self._on_idle()
 
     # -- what is asked for ---------------------------------------------------------------------------------------------
 
@@ -292,6 +296,12 @@ class Puller:
         if earlier is not None:
             earlier.cancel()
         self._timers[name] = asyncio.get_running_loop().call_later(seconds, call)
+
+    def _spawn(self, name: str, work: Coroutine[object, object, object]) -> None:
+        """Run a short piece of work that cannot wait longer than the bus does; `stop` waits for it."""
+        task = asyncio.get_running_loop().create_task(work, name=f"{name}-{self.durable}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()

@@ -3,7 +3,7 @@
 import asyncio
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -22,9 +22,7 @@ def dev(
     ] = Path(".headrace"),
     producer_port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 50051,
     status_port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 50052,
-    http_port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Dashboard and /api; 0: any free port.")
-    ] = 8080,
+    http_port: Annotated[int, typer.Option(min=0, max=65535, help="Dashboard and /api; 0: any free port.")] = 8080,
     consumers: Annotated[int, typer.Option(min=0, help="Number of consumer processes.")] = 2,
     handlers: Annotated[
         list[str] | None,
@@ -57,6 +55,6 @@ def _announce(endpoints: Endpoints) -> None:
     sys.stdout.flush()
 
 
-def _fail(sentence: str) -> None:
+def _fail(sentence: str) -> NoReturn:
     typer.echo(f"headrace dev: {sentence}", err=True)
     raise typer.Exit(1)

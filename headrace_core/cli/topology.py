@@ -2,55 +2,108 @@
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+import sys
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
-from headrace_core.bus import topology
-from headrace_core.bus.connection import Bus
-from headrace_core.bus.errors import BusUnavailable
+from headrace_core.bus.errors import BusError
+from headrace_core.bus.topology import (
+    StreamNames,
+    TopologyRow,
+    apply_topology,
+    list_topology,
+    verify_topology,
+)
+from headrace_core.settings.environment import ServiceSettings, load_settings
 from headrace_core.settings.errors import SettingsError
-from headrace_core.settings.queues import load_topology
 
 app = typer.Typer(help="The streams in NATS, as headrace.toml declares them.", no_args_is_help=True)
 
-CONNECT_SECONDS = 10.0
-NatsUrl = Annotated[str, typer.Option(envvar="HEADRACE_NATS_URL", help="nats:// URL of the server.")]
-Config = Annotated[
-    Path | None, typer.Option(help="headrace.toml; default: HEADRACE_CONFIG, then the working folder.")
+T = TypeVar("T")
+NatsUrl = Annotated[
+    str | None, typer.Option(help="nats:// URL of the server; default: HEADRACE_NATS_URL, then this machine's.")
 ]
-DEFAULT_NATS_URL = "nats://127.0.0.1:4222"
-
-
-@app.callback()
-def main() -> None:
-    """Work on the streams in NATS."""
+Config = Annotated[
+    Path | None, typer.Option(help="headrace.toml; default: HEADRACE_CONFIG, then the working folder's.")
+]
 
 
 @app.command()
 def apply(
-    nats_url: NatsUrl = DEFAULT_NATS_URL,
+    nats_url: NatsUrl = None,
     config: Config = None,
-    replicas: Annotated[int, typer.Option(min=1, max=5, help="Copies of each stream in a cluster.")] = 1,
+    replicas: Annotated[
+        int | None, typer.Option(min=1, max=5, help="Copies of each stream; default: 1 for new ones.")
+    ] = None,
 ) -> None:
     """Create what is missing and change what differs; print each change."""
-    declaration = _declaration(config)
-    changes = _run(nats_url, lambda bus: topology.apply(bus, declaration, replicas))
-    for change in changes:
-        typer.echo(change)
-    if not changes:
-        typer.echo("nothing to change: the topology is as declared")
+    settings = _settings(nats_url, config)
+    queues = settings.topology.queues.values()
+    changes = _run(apply_topology(settings.nats_url, _names(settings), queues, replicas))
+    _print(changes or ["nothing to change: the topology is as declared"])
 
 
 @app.command()
-def verify(nats_url: NatsUrl = DEFAULT_NATS_URL, config: Config = None) -> None:
+def verify(nats_url: NatsUrl = None, config: Config = None) -> None:
     """Compare the server with the declaration; print each problem and exit with 1 when there is one."""
-    declaration = _declaration(config)
-    problems = _run(nats_url, lambda bus: topology.verify(bus, declaration))
-    for problem in problems:
-        typer.echo(problem, err=True)
+    settings = _settings(nats_url, config)
+    queues = settings.topology.queues.values()
+    problems = _run(verify_topology(settings.nats_url, _names(settings), queues))
+    _print(problems or ["the topology is as declared"])
     if problems:
         raise typer.Exit(1)
-    typer.echo("the topology is as declared")
+
+
+@app.command(name="list")
+def show(nats_url: NatsUrl = None, config: Config = None) -> None:
+    """Show the streams and durables that the server has, with what waits in them."""
+    settings = _settings(nats_url, config)
+    rows = _run(list_topology(settings.nats_url, _names(settings)))
+    if not rows:
+        _fail(f"{settings.nats_url} has no stream of Headrace; create them with: headrace topology apply")
+    Console().print(_table(rows))
+
+
+def _table(rows: list[TopologyRow]) -> Table:
+    table = Table("stream", "subjects", "messages", "durable", "pending", "unacknowledged")
+    for row in rows:
+        counts = (str(row.pending), str(row.ack_pending)) if row.durable else ("", "")
+        table.add_row(row.stream, "\n".join(row.subjects), str(row.messages), row.durable, *counts)
+    return table
+
+
+def _settings(nats_url: str | None, config: Path | None) -> ServiceSettings:
+    given = {"HEADRACE_NATS_URL": nats_url, "HEADRACE_CONFIG": None if config is None else str(config)}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    try:
+        settings = load_settings(os.environ | chosen, default_listen="127.0.0.1:0")
+    except SettingsError as error:
+        _fail(error.message)
+    if settings.broker == "none":
+        _fail('broker = "none": Headrace runs on Postgres alone here and needs no streams')
+    return settings
+
+
+def _names(settings: ServiceSettings) -> StreamNames:
+    return StreamNames(prefix=settings.stream_prefix, subjects=settings.subject_prefix)
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    try:
+        return asyncio.run(work)
+    except BusError as error:
+        _fail(error.message)
+
+
+def _print(lines: list[str]) -> None:
+    sys.stdout.write("".join(line + "\n" for line in lines))
+
+
+def _fail(sentence: str) -> NoReturn:
+    typer.echo(f"headrace topology: {sentence}", err=True)
+    raise typer.Exit(1)

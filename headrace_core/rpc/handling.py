@@ -4,6 +4,8 @@ Each method gets one thin wrapper, built when it is registered. grpc.aio's own i
 handler lookup for every call.
 """
 
+from __future__ import annotations
+
 import contextlib
 import inspect
 import time

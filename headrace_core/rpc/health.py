@@ -1,18 +1,20 @@
 """grpc.health.v1 of our own: the library's Watch never ends, so a drain with a watcher would take all its grace."""
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health_pb2  # type: ignore[import-untyped]
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
 SERVING: int = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING: int = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVICE_UNKNOWN: int = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
-class Health:
+class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the library has no types
     """One answer for the whole server and each of its services: they share a process and its fate."""
 
     def __init__(self) -> None:
@@ -38,7 +40,7 @@ class Health:
     async def Check(  # noqa: N802 - the name in the proto
         self,
         request: health_pb2.HealthCheckRequest,
-        context: "grpc.aio.ServicerContext[Any, Any]",
+        context: grpc.aio.ServicerContext[Any, Any],
     ) -> health_pb2.HealthCheckResponse:
         """The status now; NOT_FOUND for a service that this server does not have."""
         status = self._status(request.service)
@@ -49,7 +51,7 @@ class Health:
     async def Watch(  # noqa: N802 - the name in the proto
         self,
         request: health_pb2.HealthCheckRequest,
-        _context: "grpc.aio.ServicerContext[Any, Any]",
+        _context: grpc.aio.ServicerContext[Any, Any],
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
         """The status now and whenever it changes, until the client leaves or the server stops."""
         sent: int | None = None

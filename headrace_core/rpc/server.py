@@ -1,5 +1,7 @@
 """A gRPC server as every service of ours has it: limits, health, reflection, statuses, a clean drain."""
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

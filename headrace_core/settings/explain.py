@@ -14,14 +14,16 @@ SECRET_WORDS = ("key", "password", "secret", "token")
 
 
 def allowed(field: FieldInfo) -> str:
-    """What a field may hold, in words: `1 to 100`, `nats or none`; empty if its type says it all."""
+    """What a field may hold: `1 to 100`, `nats or none`, a pattern; empty if its type says it all."""
     choices = _choices(field.annotation)
     if choices:
         return " or ".join(str(choice) for choice in choices)
     bounds = _bounds(field)
     if "ge" in bounds and "le" in bounds:
-        return f"{bounds['ge']:g} to {bounds['le']:g}"
-    return ", ".join(f"{BOUND_WORDS[kind]} {bound:g}" for kind, bound in bounds.items())
+        return f"{_number(bounds['ge'])} to {_number(bounds['le'])}"
+    if bounds:
+        return ", ".join(f"{BOUND_WORDS[kind]} {_number(bound)}" for kind, bound in bounds.items())
+    return next((str(pattern) for item in field.metadata if (pattern := getattr(item, "pattern", None))), "")
 
 
 BOUND_WORDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
@@ -66,6 +68,10 @@ def _shown_value(name: str, value: object) -> str:
     if any(word in name.lower() for word in SECRET_WORDS):
         return "***"
     return without_passwords(repr(value))[:100]
+
+
+def _number(bound: float) -> str:
+    return str(int(bound)) if bound == int(bound) else f"{bound:g}"
 
 
 def _choices(annotation: Any) -> tuple[Any, ...]:

@@ -132,7 +132,7 @@ class Topology(_Declared):
         return self.model_copy(update={"queues": queues})
 
 
-class _File(_Declared):
+class TopLevel(_Declared):
     """The top level of headrace.toml."""
 
     broker: BrokerChoice = Field(default="nats", description="`none`: Postgres alone, no NATS at all.")
@@ -178,9 +178,9 @@ def _read(source: Path) -> dict[str, Any]:
 def _topology_of(table: Mapping[str, Any], source: Path | None) -> Topology:
     where = str(source or "the environment")
     try:
-        file = _File.model_validate(table)
+        file = TopLevel.model_validate(table)
     except ValidationError as error:
-        raise SettingsError(f"{where}: {explain(error, _File)}") from error
+        raise SettingsError(f"{where}: {explain(error, TopLevel)}") from error
     queues: dict[str, QueueSettings] = {}
     for number, declared in enumerate(file.queues, start=1):
         queue = _queue_of(declared, f"{where}: queue {declared.get('name', f'number {number}')}")

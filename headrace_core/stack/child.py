@@ -87,9 +87,7 @@ class Child:
                     f"{self.name} ended ({describe_exit(self.returncode)}) before {what}{self.last_lines()}"
                 )
             if asyncio.get_running_loop().time() > deadline:
-                raise StackError(
-                    f"{self.name} is not ready after {within:.0f} s: waited for {what}{self.last_lines()}"
-                )
+                raise StackError(f"{self.name} is not ready after {within:.0f} s: waited for {what}{self.last_lines()}")
             await asyncio.sleep(POLL_SECONDS)  # a file of another process can only be polled
 
     def last_lines(self) -> str:

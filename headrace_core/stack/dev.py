@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
 
+from headrace_core.settings.environment import ServiceSettings
 from headrace_core.stack.errors import StackError
 from headrace_core.stack.folder import FolderLock
 from headrace_core.stack.keeping import Backoff, Part, keep_alive
@@ -19,7 +20,7 @@ from headrace_core.stack.logs import StackLog
 from headrace_core.stack.nats import NatsServer
 from headrace_core.stack.ports import require_free
 from headrace_core.stack.postgres import Postgres
-from headrace_core.stack.preparing import prepare
+from headrace_core.stack.preparing import check_settings, prepare
 from headrace_core.stack.services import GRACE_SECONDS, Service, inherited_environment, loopback
 
 DATABASE = "headrace"
@@ -96,6 +97,7 @@ class LocalStack:
         self.endpoints: Endpoints
         self._echo = echo
         self._log: StackLog
+        self._settings: ServiceSettings
         self._failed: asyncio.Future[None]
         self._keepers: dict[str, asyncio.Task[None]] = {}
         self._cleanup = contextlib.AsyncExitStack()
@@ -146,6 +148,7 @@ class LocalStack:
 
     async def _start(self, cleanup: contextlib.AsyncExitStack) -> None:
         self._check_ports()
+        self._settings = check_settings(self._environment(), self.options.working_folder)
         lock = await FolderLock.take(self.data_dir)
         cleanup.callback(lock.release)
         self._log = StackLog(self.log_file, self._echo)
@@ -156,25 +159,19 @@ class LocalStack:
         self._publish_endpoints(cleanup)
         # Last in, first out: keepers end before anything that they would start again.
         cleanup.push_async_callback(self._release_all)
-        for part in (self.postgres, self.nats, *self.services.values()):
+        for part in self._parts().values():
             self._keep(part)
 
     async def _start_servers(self, cleanup: contextlib.AsyncExitStack, lock: FolderLock) -> None:
         options, fds = self.options, (lock.fd,)
-        self.postgres = Postgres(
-            self.data_dir / "postgres", self._log, port=options.database_port, pass_fds=fds
-        )
+        self.postgres = Postgres(self.data_dir / "postgres", self._log, port=options.database_port, pass_fds=fds)
         self.nats = NatsServer(self.data_dir / "nats", self._log, port=options.nats_port, pass_fds=fds)
         cleanup.push_async_callback(self.postgres.stop)
         cleanup.push_async_callback(self.nats.stop)
         await together(self.postgres.start(), self.nats.start())
         database_url = await self.postgres.create_database(DATABASE)
-        for line in await self._prepare(database_url):
+        for line in await prepare(database_url, self.nats.url, self._settings):
             self._log.line("stack", line)
-
-    async def _prepare(self, database_url: str) -> list[str]:
-        folder = self.options.working_folder
-        return await prepare(database_url, self.nats.url, self._environment(), folder)
 
     async def _start_services(self, cleanup: contextlib.AsyncExitStack) -> None:
         options = self.options
@@ -211,7 +208,7 @@ class LocalStack:
             environment,
             self._log,
             self.data_dir / "run",
-            grace=_grace(environment),
+            grace=self._settings.grace_seconds,
             working_folder=self.options.working_folder,
         )
         self.services[name] = service
@@ -237,15 +234,15 @@ class LocalStack:
         unfinished.replace(path)
         cleanup.callback(path.unlink, missing_ok=True)
 
+    def _parts(self) -> dict[str, Part]:
+        return {"postgres": self.postgres, "nats": self.nats, **self.services}
+
     def _part(self, name: str) -> Part:
-        parts: dict[str, Part] = {"postgres": self.postgres, "nats": self.nats, **self.services}
-        return parts[name]
+        return self._parts()[name]
 
     def _keep(self, part: Part) -> None:
         clock = asyncio.get_running_loop().time
-        keeper = asyncio.create_task(
-            keep_alive(part, self._log, Backoff(), clock), name=f"keep-{part.name}"
-        )
+        keeper = asyncio.create_task(keep_alive(part, self._log, Backoff(), clock), name=f"keep-{part.name}")
         keeper.add_done_callback(self._kept)
         self._keepers[part.name] = keeper
 
@@ -289,12 +286,3 @@ def _required(address: str | None, name: str, what: str) -> str:
     if address is None:
         raise StackError(f"the service {name} started without saying where it serves {what}")
     return address
-
-
-def _grace(environment: Mapping[str, str]) -> float:
-    text = environment.get("HEADRACE_GRACE_SECONDS", "")
-    try:
-        return float(text) if text else GRACE_SECONDS
-    except ValueError as error:
-        raise StackError(f"HEADRACE_GRACE_SECONDS is not a number: {text!r}") from error
-

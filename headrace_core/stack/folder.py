@@ -56,9 +56,7 @@ async def _lock(fd: int, folder: Path) -> None:
     while not _try_lock(fd):
         holder = _holder(fd)
         if holder is not None and _is_alive(holder):
-            raise StackError(
-                f"the data folder {folder} is in use by another Headrace stack (process {holder})"
-            )
+            raise StackError(f"the data folder {folder} is in use by another Headrace stack (process {holder})")
         if asyncio.get_running_loop().time() > deadline:
             raise StackError(
                 f"servers of an earlier stack still run on {folder} although their parent ended; "

@@ -29,6 +29,5 @@ def require_free(port: int, option: str) -> None:
             probe.bind((LOOPBACK, port))
         except OSError as error:
             raise StackError(
-                f"port {port} ({option}) cannot be used: {error.strerror}; "
-                "choose another, 0 takes any free one"
+                f"port {port} ({option}) cannot be used: {error.strerror}; choose another, 0 takes any free one"
             ) from error

@@ -55,9 +55,7 @@ class Postgres:
     superuser `postgres`, without a password. `pass_fds` stay open in the server as long as it lives.
     """
 
-    def __init__(
-        self, data_dir: Path, log: StackLog, *, port: int = 0, pass_fds: tuple[int, ...] = ()
-    ) -> None:
+    def __init__(self, data_dir: Path, log: StackLog, *, port: int = 0, pass_fds: tuple[int, ...] = ()) -> None:
         self.name = "postgres"
         self.port = port
         self._data_dir = data_dir
@@ -109,22 +107,16 @@ class Postgres:
             found = await connection.execute("select 1 from pg_database where datname = %s", (name,))
             if await found.fetchone() is None:
                 source = sql.Identifier(template or "template1")
-                await connection.execute(
-                    sql.SQL("create database {} template {}").format(sql.Identifier(name), source)
-                )
+                await connection.execute(sql.SQL("create database {} template {}").format(sql.Identifier(name), source))
         return self.url(name)
 
     async def drop_database(self, name: str) -> None:
         """Drop the database `name`, cutting its connections; none of that name is fine."""
         async with await self._connect() as connection:
-            await connection.execute(
-                sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name))
-            )
+            await connection.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
 
     async def _connect(self) -> psycopg.AsyncConnection[tuple[object, ...]]:
-        return await psycopg.AsyncConnection.connect(
-            self.url(), autocommit=True, connect_timeout=CONNECT_SECONDS
-        )
+        return await psycopg.AsyncConnection.connect(self.url(), autocommit=True, connect_timeout=CONNECT_SECONDS)
 
     async def _initialize(self) -> None:
         # initdb clears what it made when it fails, but not when it is killed: a half-made cluster has no
@@ -137,9 +129,7 @@ class Postgres:
             async with asyncio.timeout(INITDB_SECONDS):
                 code = await child.wait()
         except TimeoutError:
-            raise StackError(
-                f"initdb in {unfinished} took over {INITDB_SECONDS:.0f} s{child.last_lines()}"
-            ) from None
+            raise StackError(f"initdb in {unfinished} took over {INITDB_SECONDS:.0f} s{child.last_lines()}") from None
         finally:
             await child.kill()
         if code != 0:
@@ -206,8 +196,7 @@ def _as_somebody() -> tuple[str, ...]:
         return ()
     if shutil.which(USER_NAMESPACE[0]) is None:
         raise StackError(
-            "Postgres does not run as root and the program unshare is missing; "
-            "start the stack as another user"
+            "Postgres does not run as root and the program unshare is missing; start the stack as another user"
         )
     return USER_NAMESPACE
 

@@ -13,10 +13,11 @@ from headrace_core.stack.errors import StackError
 from headrace_core.stack.logs import StackLog
 from headrace_core.stack.ports import LOOPBACK
 
-START_SECONDS = 60.0
+# A service gives up its own start after 60 s, and says why.
+START_SECONDS = 75.0
 GRACE_SECONDS = 20.0
 # Beyond its grace period a service flushes and closes connections; then it is killed.
-STOP_EXTRA_SECONDS = 10.0
+STOP_EXTRA_SECONDS = 15.0
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -26,6 +26,8 @@ MAX_SHARDS_SHOWN = 10_000
 # Ids carry the clock of the producer that made them, created_at that of Postgres. A window in time is exact by
 # created_at; the bounds on the ids only keep it cheap, and a day is more than two clocks can differ.
 _CLOCKS_APART = timedelta(days=1)
+# A look at the last seconds is repeated all the time: there the bound on the ids must be tight.
+_RECENT_CLOCKS_APART = timedelta(seconds=15)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +184,25 @@ async def matching_of(db: Database, wanted: TaskFilter, task_ids: Sequence[UUID]
     """Which of `task_ids` match `wanted` (its states aside), and where they stand. Raises DatabaseUnavailable."""
     params = _filter_params(wanted) | {"ids": list(task_ids)}
     return _positions(await db.fetch(_SQL["matching_of"], params))
+
+
+async def recent_matching(db: Database, wanted: TaskFilter, seconds: float, *, limit: int) -> dict[UUID, Position]:
+    """Tasks that match `wanted` (its states aside) and were created in the last `seconds`, up to `limit`, the newest.
+
+    Producers' clocks may be 15 s behind ours. Raises DatabaseUnavailable.
+    """
+    since = datetime.now(UTC) - timedelta(seconds=seconds)
+    params = _filter_params(wanted) | {
+        "seconds": float(seconds),
+        "floor": _id_bound(since, -_RECENT_CLOCKS_APART, OLDEST),
+        "limit": limit,
+    }
+
+    async def work(tx: Transaction) -> list[Row]:
+        await tx.fetch(_SQL["force_custom_plan"])
+        return await tx.fetch(_SQL["recent_matching"], params)
+
+    return _positions(await db.run(work))
 
 
 async def read_events(

@@ -49,8 +49,8 @@ def configure(level: str, log_format: LogFormat, service: str) -> None:
 
 
 def get(name: str) -> FilteringBoundLogger:
-    """A logger whose lines carry `logger: name`. Safe at import time: it is bound at its first line."""
-    logger: FilteringBoundLogger = structlog.get_logger(logger=name)
+    """A logger whose lines carry `module: name`. Safe at import time: it is bound at its first line."""
+    logger: FilteringBoundLogger = structlog.get_logger(module=name)
     return logger
 
 

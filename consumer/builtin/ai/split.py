@@ -115,6 +115,11 @@ def unspaced_letters(text: str) -> int:
     return sum(len(run) for run in _UNSPACED_RUN.findall(text))
 
 
+def spaced_letters(text: str) -> int:
+    """How many letters belong to the other scripts."""
+    return sum(map(str.isalpha, _UNSPACED_RUN.sub("", text)))
+
+
 def _starts_shard(sentence: Sentence, previous: Sentence, size: int, target: int) -> bool:
     if size > target:
         return True

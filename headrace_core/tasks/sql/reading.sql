@@ -70,6 +70,21 @@ where unit = -1 and task_id = any(%(ids)b::uuid[])
   and (%(created_after)s::timestamptz is null or created_at >= %(created_after)s)
   and (%(created_before)s::timestamptz is null or created_at < %(created_before)s);
 
+-- name: recent_matching
+-- Tasks that match a filter and were created in the last `seconds`, and where they stand, newest first. `floor` bounds the
+-- ids, so that no more than that is read.
+select task_id, sequence, state
+from headrace_core.units
+where unit = -1 and task_id >= %(floor)s and created_at >= now() - make_interval(secs => %(seconds)s)
+  and labels @> %(labels)s::jsonb
+  and (%(namespace)s::text is null or namespace = %(namespace)s)
+  and (%(kind)s::text is null or kind = %(kind)s)
+  and (%(queue)s::text is null or queue = %(queue)s)
+  and (%(created_after)s::timestamptz is null or created_at >= %(created_after)s)
+  and (%(created_before)s::timestamptz is null or created_at < %(created_before)s)
+order by task_id desc
+limit %(limit)s;
+
 -- name: force_custom_plan
 -- A filter's optional conditions vanish only from a plan made for their values.
 select set_config('plan_cache_mode', 'force_custom_plan', true);
