@@ -85,7 +85,8 @@ class DeadLetters:
         """Give failed tasks a new generation: those with `ids` (their own or their tasks'), or all of `filter`.
 
         `rate`: tasks per second, 0 for all at once. `payload` replaces the payload of exactly one id. At most 1,000
-        ids, and 10,000 by filter, in a call. Raises DeadLetterNotFoundError, DeadLetterResolvedError, DeadlinePassedError.
+        ids, and 10,000 by filter, in a call. Raises DeadLetterNotFoundError, DeadLetterResolvedError,
+        DeadlinePassedError.
         """
         request = dead_letter_pb2.RedriveDeadLettersRequest(
             ids=ids,

@@ -59,9 +59,8 @@ class Client(Reader):
         reconnect_timeout: float = 120.0,
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
-        """Addresses are host:port. None: HEADRACE_PRODUCER_ADDRESS and HEADRACE_STATUS_ADDRESS, else 127.0.0.1:50051 and
-        127.0.0.1:50052.
-
+        """Addresses are host:port. None: the environment's HEADRACE_PRODUCER_ADDRESS and HEADRACE_STATUS_ADDRESS, else
+        127.0.0.1:50051 and 127.0.0.1:50052.
 
         Times are seconds: `timeout` for each call, `silence_timeout` for a watch that hears not even heartbeats,
         `reconnect_timeout` for a watch that cannot reach the server. Without `credentials` nothing is encrypted.

@@ -15,12 +15,11 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
+from headrace.reasons import reason_name
 from headrace.v1 import task_pb2
-from headrace.v1.error_pb2 import Reason
 
 DOMAIN = "headrace"
 DETAILS_KEY = "grpc-status-details-bin"
-REASON_PREFIX = "REASON_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,16 +299,6 @@ _BY_STATE = {
 }
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
-
-
-def reason_name(number: int) -> str:
-    """Return the reason's name without prefix, "" for none, the number as text if this version does not know it."""
-    if number == Reason.REASON_UNSPECIFIED:
-        return ""
-    try:
-        return Reason.Name(Reason.ValueType(number)).removeprefix(REASON_PREFIX)
-    except ValueError:
-        return str(number)
 
 
 def task_ended(task: task_pb2.Task) -> TaskEndedError:

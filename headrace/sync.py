@@ -6,6 +6,8 @@ No method is written twice: each is made from the asynchronous one, with its sig
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import contextlib
 import functools
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
@@ -41,6 +43,8 @@ class _LoopThread:
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result()
+        except concurrent.futures.CancelledError:
+            raise ClientClosedError("the client was closed during the call") from None
         except BaseException:
             future.cancel()
             raise
@@ -55,9 +59,17 @@ class _LoopThread:
         asyncio.set_event_loop(self._loop)
         try:
             self._loop.run_forever()
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            self._loop.run_until_complete(self._end_calls())
         finally:
             self._loop.close()
+
+    async def _end_calls(self) -> None:
+        """Cancel what other threads still wait for, such as a pause between two tries."""
+        calls = asyncio.all_tasks() - {asyncio.current_task()}
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        await self._loop.shutdown_asyncgens()
 
 
 class _Blocking:
@@ -73,7 +85,7 @@ def _blocking(
     """Make a blocking method of an asynchronous one."""
 
     @functools.wraps(method)
-    def call(self: _Blocking, *args: P.args, **kwargs: P.kwargs) -> T:
+    def call(self: _Blocking, /, *args: P.args, **kwargs: P.kwargs) -> T:
         async def run() -> T:
             return await method(self._target, *args, **kwargs)
 
@@ -88,7 +100,7 @@ def _iterating(
     """Make a plain generator of an asynchronous one. Closing it, or dropping it, closes the other."""
 
     @functools.wraps(method)
-    def call(self: _Blocking, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+    def call(self: _Blocking, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
         items = method(self._target, *args, **kwargs)
         try:
             while True:
@@ -97,7 +109,18 @@ def _iterating(
                 except StopAsyncIteration:
                     return
         finally:
-            self._thread.run(_close(items))
+            with contextlib.suppress(ClientClosedError):  # then the generator has been closed with the loop
+                self._thread.run(_close(items))
+
+    return call
+
+
+def _direct(method: Callable[Concatenate[Owner, P], T]) -> Callable[Concatenate[_Blocking, P], T]:
+    """Pass on a method that does not block."""
+
+    @functools.wraps(method)
+    def call(self: _Blocking, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return method(self._target, *args, **kwargs)
 
     return call
 
@@ -184,11 +207,7 @@ class SyncClient(_Blocking):
             return
         self._thread.close()
 
-    @property
-    def request(self) -> Callable[..., Any]:
-        """`Client.request`: builds a request for `submit_many` without sending it."""
-        return self._target.request
-
+    request = _direct(Client.request)
     submit = _blocking(Client.submit)
     submit_many = _blocking(Client.submit_many)
     get = _blocking(Client.get)

@@ -1,7 +1,8 @@
 """Many callers that want rows at the same time share a statement.
 
-The first caller is served at once; whoever comes while that statement runs waits for the next one. Ten thousand watches
-that open together cost a handful of statements, a lone one waits for nobody. What a caller gets was read after it asked.
+The first caller is served at once; whoever comes while that statement runs waits for the next one. Ten thousand
+watches that open together cost a handful of statements, a lone one waits for nobody. What a caller gets was read after
+it asked.
 """
 
 from __future__ import annotations

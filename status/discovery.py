@@ -1,7 +1,7 @@
 """Tasks for the watches that follow a filter: those created after the watch began, however they come to be known.
 
-A wake of a task that such a watch does not follow makes it a candidate; candidates are asked about together. Because any
-wake may be lost, recently created tasks are looked for as well, with every sweep.
+A wake of a task that such a watch does not follow makes it a candidate; candidates are asked about together. Because
+any wake may be lost, recently created tasks are looked for as well, with every sweep.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ class Hub:
             raise Draining(self._draining.message)
         if len(self._watchers) >= self.limits.max_watches:
             raise ServerLimit(
-                f"this server has {self.limits.max_watches:,} watches open, its limit; try again, perhaps at another replica",
+                f"this server has {self.limits.max_watches:,} watches open, its limit; try again or at another replica",
                 retry_after=BUSY_AGAIN,
             )
         watcher = Watcher(self.limits.max_tasks)
@@ -140,8 +140,7 @@ class Hub:
 
     def hear(self, topic: Topic, sequence: int) -> None:
         """Somebody knows of an event of this sequence."""
-        if sequence > topic.heard:
-            topic.heard = sequence
+        topic.heard = max(topic.heard, sequence)
         if sequence > topic.cursor:
             self._mark_dirty(topic)
 

@@ -20,8 +20,8 @@ class Topic:
     """One watched task.
 
     `cursor`: every event up to this sequence has been read, and none after it. `heard`: the greatest sequence that
-    anybody has told of. `terminal`: the task's own latest state at the cursor is terminal. `more`: the last read was cut
-    short, so there may be events after the cursor that were committed before it.
+    anybody has told of. `terminal`: the task's own latest state at the cursor is terminal. `more`: the last read was
+    cut short, so there may be events after the cursor that were committed before it.
     """
 
     __slots__ = ("_events", "cursor", "heard", "kept_bytes", "more", "task_id", "terminal", "tracks")

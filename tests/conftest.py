@@ -9,6 +9,7 @@ from tests.fixtures.servers import (
     nats_url,
     postgres_server,
     postgres_session,
+    stack,
 )
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "no_leaked_tasks",
     "postgres_server",
     "postgres_session",
+    "stack",
 ]

@@ -45,6 +45,6 @@ for lock in "$@"; do
 done
 if [ -n "$editable" ]; then
     echo "setup: installing this checkout" >&2
-    "${install[@]}" --no-deps --no-build-isolation --editable "$root"
+    "${install[@]}" --quiet --no-deps --no-build-isolation --editable "$root"
 fi
 echo "$wanted" >"$stamp"

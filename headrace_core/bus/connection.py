@@ -12,15 +12,15 @@ import asyncio
 import contextlib
 import json
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nats.aio.client import Client
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as ClientSubscription
 from nats.errors import Error as ClientError
 
 from headrace_core.bus.errors import BusError, BusUnavailable, JetStreamMissing, from_answer, from_client
+from headrace_core.bus.wire import DirectClient, Incoming, publish_command
 from headrace_core.telemetry import logs
 
 RECONNECT_SECONDS = 0.25
@@ -30,6 +30,7 @@ WATCH_SECONDS = 0.5
 JETSTREAM_SECONDS = 2.0
 JETSTREAM_AGAIN_SECONDS = 5.0
 CLOSE_SECONDS = 2.0
+DEFAULT_MAX_PAYLOAD = 1024 * 1024  # the server tells its own
 REQUEST_SECONDS = 5.0
 # While a server is frozen nats-py buffers without a bound. Beyond this much we are as good as disconnected.
 MAX_BUFFERED_BYTES = 16 * 1024 * 1024
@@ -37,7 +38,7 @@ MAX_BUFFERED_BYTES = 16 * 1024 * 1024
 CLIENT_ERRORS = (ClientError, OSError, TimeoutError, RuntimeError, AttributeError, AssertionError)
 
 StateCallback = Callable[[bool], None]
-MessageCallback = Callable[[Msg], None]
+MessageCallback = Callable[[Incoming], None]
 
 _log = logs.get("headrace.bus")
 
@@ -49,7 +50,7 @@ class Subscription:
         self.subject = subject
         self._bus = bus
         self._callback = callback
-        self._client: Client | None = None
+        self._client: DirectClient | None = None
         self._live: ClientSubscription | None = None
 
     async def start(self) -> None:
@@ -64,9 +65,11 @@ class Subscription:
     async def unsubscribe(self) -> None:
         """End it at once; messages on their way are dropped. Idempotent."""
         self._bus.forget(self)
-        live, self._live, self._client = self._live, None, None
-        if live is None:
+        live, client = self._live, self._client
+        self._live = self._client = None
+        if live is None or client is None:
             return
+        client.direct.pop(live._id, None)
         try:
             await live.unsubscribe()
         except ClientError:
@@ -82,18 +85,18 @@ class Subscription:
                 async with asyncio.timeout(within):
                     await live._conn._send_unsubscribe(live._id)
                     await self._bus.flush(within)
-                    await live._pending_queue.join()
             except (BusError, *CLIENT_ERRORS):
                 _log.info("the bus went away before a subscription was drained", action="bus_drain_cut")
         await self.unsubscribe()
 
-    async def attach(self, client: Client) -> None:
+    async def attach(self, client: DirectClient) -> None:
         """Make it on a connection, once. For Bus only."""
         if self._client is not client:
             self._client = client
-            self._live = await client.subscribe(self.subject, cb=self._receive)
+            self._live = await client.subscribe(self.subject)
+            client.direct[self._live._id] = self._receive
 
-    async def _receive(self, message: Msg) -> None:
+    def _receive(self, message: Incoming) -> None:
         try:
             self._callback(message)
         except Exception:  # noqa: BLE001 - the next message has the same right to be delivered; said loudly
@@ -111,7 +114,7 @@ class Bus:
         self._servers = [part.strip() for part in url.split(",") if part.strip()]
         if not self._servers:
             raise ValueError("the NATS URL is empty; give one like nats://host:4222")
-        self._client: Client | None = None
+        self._client: DirectClient | None = None
         self._subscriptions: dict[Subscription, None] = {}
         self._callbacks: dict[object, StateCallback] = {}
         self._up = asyncio.Event()
@@ -195,11 +198,21 @@ class Bus:
 
         Raises BusUnavailable while disconnected, RequestRefused for what could never be sent.
         """
+        await self.send_commands([self.command(subject, body, reply, headers)])
+
+    def command(self, subject: str, body: bytes, reply: str = "", headers: Mapping[str, str] | None = None) -> bytes:
+        """Return the protocol's command that publishes a message, for `send_commands`. Raises RequestRefused."""
+        limit = DEFAULT_MAX_PAYLOAD if self._client is None else self._client.max_payload
+        return publish_command(subject, body, reply, headers, limit)
+
+    async def send_commands(self, commands: Sequence[bytes]) -> None:
+        """Send many commands in one piece, as `send` does one. Raises BusUnavailable while disconnected."""
         client = self._live_client()
         try:
-            await client.publish(subject, body, reply, None if headers is None else dict(headers))
+            await client._send_command(b"".join(commands))
+            await client._flush_pending()
         except CLIENT_ERRORS as error:
-            raise from_client(f"publish on {subject}", error) from error
+            raise from_client("publish", error) from error
 
     async def flush(self, timeout: float = REQUEST_SECONDS) -> None:
         """Wait until the server has read everything sent before and we have received everything it sent before that.
@@ -207,7 +220,7 @@ class Bus:
         Raises BusUnavailable.
         """
         client = self._live_client()
-        future: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         inbox = self.new_inbox()
         try:
             # A message to ourselves: the library's flush writes its PING ahead of what is still buffered, and a
@@ -239,7 +252,7 @@ class Bus:
             raise from_client(subject, error) from error
         return _parsed(subject, message.data)
 
-    def _live_client(self) -> Client:
+    def _live_client(self) -> DirectClient:
         client = self._client
         if client is None or not client.is_connected:
             raise BusUnavailable(f"no connection to {self._where()}: {self._problem}")
@@ -264,8 +277,8 @@ class Bus:
                 _log.exception("the bus connection failed unexpectedly", action="bus_connection_failed")
             await asyncio.sleep(RECONNECT_SECONDS * (0.75 + secrets.randbelow(500) / 1000))
 
-    async def _open(self) -> Client | None:
-        client = Client()
+    async def _open(self) -> DirectClient | None:
+        client = DirectClient()
         try:
             async with asyncio.timeout(2 * CONNECT_SECONDS):
                 await client.connect(
@@ -289,7 +302,7 @@ class Bus:
             raise
         return client
 
-    async def _serve(self, client: Client) -> None:
+    async def _serve(self, client: DirectClient) -> None:
         try:
             self._client = client
             for subscription in list(self._subscriptions):

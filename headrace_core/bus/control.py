@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from uuid import UUID
 
-from nats.aio.msg import Msg
-
 from headrace_core.bus.connection import Bus, Subscription
 from headrace_core.bus.declaration import StreamNames
 from headrace_core.bus.errors import BusError
+from headrace_core.bus.wire import Incoming
 from headrace_core.telemetry import logs
 
 PER_MESSAGE = 1000
@@ -36,7 +35,7 @@ async def publish_cancel(bus: Bus, names: StreamNames, task_ids: Sequence[UUID])
 async def subscribe_cancel(bus: Bus, names: StreamNames, callback: Callable[[list[UUID]], None]) -> Subscription:
     """Call `callback` with the ids of each broadcast, on the event loop, from now on and after every reconnect."""
 
-    def receive(message: Msg) -> None:
+    def receive(message: Incoming) -> None:
         callback(unpack_ids(message.data))
 
     return await bus.subscribe(names.cancel_subject, receive)

@@ -13,12 +13,11 @@ from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from nats.aio.client import Client
-
 from headrace_core.bus.connection import Bus
 from headrace_core.bus.declaration import StreamNames
 from headrace_core.bus.errors import MESSAGE_NOT_FOUND, RequestRefused, StreamMissing
 from headrace_core.bus.publisher import OutgoingMessage, Publisher, PublishOutcome, PublishResult
+from headrace_core.bus.wire import parse_headers
 
 HEADER_LENGTH = 200
 ERROR_LENGTH = 8 * 1024  # bytes; JSON makes six of a control character, and the stream takes 64 KiB
@@ -92,8 +91,8 @@ async def read_dead_letter(bus: Bus, names: StreamNames, queue: str, dead_letter
             return None
         raise
     message = answer["message"]
-    raw = base64.b64decode(message.get("hdrs", "")).partition(b"\r\n")[2]
-    return StoredDeadLetter(Client._parse_header_lines(raw), json.loads(base64.b64decode(message["data"])))
+    headers = parse_headers(base64.b64decode(message.get("hdrs", "")))
+    return StoredDeadLetter(headers, json.loads(base64.b64decode(message["data"])))
 
 
 async def _is_there(bus: Bus, names: StreamNames, letter: DeadLetter) -> bool:

@@ -14,10 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from nats.aio.msg import Msg
-
 from headrace_core.bus.connection import Bus, Subscription
 from headrace_core.bus.errors import STREAM_FULL, BusUnavailable, RequestRefused
+from headrace_core.bus.wire import Incoming
 
 WINDOW = 300
 WINDOW_SECONDS = 2.0
@@ -142,18 +141,21 @@ class Publisher:
 
     async def _send(self, messages: Sequence[OutgoingMessage], window: _Window, tokens: list[str]) -> str:
         """Send the window; return why it broke off, or an empty string."""
+        commands: list[bytes] = []
         for index, message in enumerate(messages):
             token = f"{next(self._tokens):x}"
-            tokens.append(token)
-            self._waiting[token] = (window, index)
+            reply = f"{self._inbox}.{token}"
             try:
-                await self._bus.send(
-                    message.subject, message.body, reply=f"{self._inbox}.{token}", headers=_headers(message)
-                )
+                commands.append(self._bus.command(message.subject, message.body, reply, _headers(message)))
             except RequestRefused as error:
                 window.put(index, PublishResult(PublishOutcome.REJECTED, reason=error.message))
-            except BusUnavailable as error:
-                return error.message
+                continue
+            tokens.append(token)
+            self._waiting[token] = (window, index)
+        try:
+            await self._bus.send_commands(commands)
+        except BusUnavailable as error:
+            return error.message
         return ""
 
     async def _answered(self, window: _Window) -> str:
@@ -165,7 +167,7 @@ class Publisher:
             return f"no answer within {WINDOW_SECONDS:g} s, perhaps stored"
         return "the connection was lost, perhaps stored"
 
-    def _on_answer(self, message: Msg) -> None:
+    def _on_answer(self, message: Incoming) -> None:
         place = self._waiting.pop(message.subject[len(self._inbox) + 1 :], None)
         if place is not None:  # else an answer after its window's time
             window, index = place
@@ -186,13 +188,13 @@ def _headers(message: OutgoingMessage) -> Mapping[str, str] | None:
     return {MESSAGE_ID: message.message_id, **(message.headers or {})}
 
 
-def _result(message: Msg) -> PublishResult:
+def _result(message: Incoming) -> PublishResult:
     if not message.data:
-        if message.headers is not None and message.headers.get("Status") == NO_RESPONDERS:
+        if message.headers.get("Status") == NO_RESPONDERS:
             return PublishResult(PublishOutcome.MISSING, reason="no stream takes this subject")
         return PublishResult(PublishOutcome.REJECTED, reason="the answer is empty")
     try:
-        answer = json.loads(message.data)
+        answer = json.loads(message.data.decode())
     except ValueError:
         return PublishResult(PublishOutcome.REJECTED, reason=f"the answer is not JSON: {message.data[:80]!r}")
     error = answer.get("error")

@@ -11,10 +11,9 @@ import asyncio
 import json
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 
-from nats.aio.msg import Msg
-
 from headrace_core.bus.connection import Bus, Subscription
 from headrace_core.bus.errors import BusError, BusUnavailable
+from headrace_core.bus.wire import Incoming
 from headrace_core.telemetry import logs
 
 EXPIRES_SECONDS = 30.0
@@ -35,15 +34,20 @@ class Message:
     An answer that is lost costs a redelivery after ack_wait; the claim in Postgres decides what that means.
     """
 
-    __slots__ = ("_bus", "_places", "body", "headers", "reply", "subject")
+    __slots__ = ("_message", "_places", "body", "bus", "reply", "subject")
 
-    def __init__(self, bus: Bus, message: Msg) -> None:
-        self._bus = bus
+    def __init__(self, bus: Bus, message: Incoming) -> None:
+        self.bus = bus
         self.subject = message.subject
         self.body = message.data
-        self.headers: Mapping[str, str] | None = message.headers
         self.reply = message.reply
+        self._message = message
         self._places: list[str] | None = None
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Its headers, empty without any."""
+        return self._message.headers
 
     @property
     def deliveries(self) -> int:
@@ -77,11 +81,7 @@ class Message:
         return await self._answer(b"+TERM " + " ".join(reason.split()).encode())
 
     async def _answer(self, body: bytes) -> bool:
-        try:
-            await self._bus.send(self.reply, body)
-        except BusUnavailable:
-            return False
-        return True
+        return await _answer_all([self], body) == 1
 
     def _place(self, index: int) -> str:
         # $JS.ACK.[<domain>.<account>.]<stream>.<durable>.<deliveries>.<stream seq>.<seq>.<time>.<pending>[.<token>]
@@ -92,13 +92,24 @@ class Message:
 
 
 async def acknowledge(messages: Sequence[Message]) -> int:
-    """Acknowledge many; returns for how many it was sent."""
-    return sum([await message.ack() for message in messages])
+    """Acknowledge many deliveries of one bus; returns for how many it was sent."""
+    return await _answer_all(messages, b"+ACK")
 
 
 async def in_progress(messages: Sequence[Message]) -> int:
-    """Put off the redelivery of many; returns for how many it was sent."""
-    return sum([await message.in_progress() for message in messages])
+    """Put off the redelivery of many deliveries of one bus; returns for how many it was sent."""
+    return await _answer_all(messages, b"+WPI")
+
+
+async def _answer_all(messages: Sequence[Message], body: bytes) -> int:
+    if not messages:
+        return 0
+    bus = messages[0].bus
+    try:
+        await bus.send_commands([bus.command(message.reply, body) for message in messages])
+    except BusUnavailable:
+        return 0
+    return len(messages)
 
 
 class Puller:
@@ -195,7 +206,7 @@ class Puller:
 
     # -- what arrives ------------------------------------------------------------------------------------------------
 
-    def _receive(self, message: Msg) -> None:
+    def _receive(self, message: Incoming) -> None:
         if not message.reply.startswith(ACK_PREFIX):
             self._on_status(message)
             return
@@ -210,8 +221,8 @@ class Puller:
     def _put_back(self, message: Message) -> None:
         self._spawn("nak", message.nak(DRAIN_NAK_SECONDS))
 
-    def _on_status(self, message: Msg) -> None:
-        headers = message.headers or {}
+    def _on_status(self, message: Incoming) -> None:
+        headers = message.headers
         status, token = headers.get("Status", ""), message.subject.rsplit(".", 1)[-1]
         if self._stopping or token not in self._requests:
             return  # of a request from before a rebuild

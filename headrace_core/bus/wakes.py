@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 from uuid import UUID
 
-from nats.aio.msg import Msg
-
 from headrace_core.bus.connection import Bus, Subscription
 from headrace_core.bus.declaration import StreamNames
 from headrace_core.bus.errors import BusError
+from headrace_core.bus.wire import Incoming
 from headrace_core.telemetry import logs
 
 PER_MESSAGE = 1000
@@ -63,7 +62,7 @@ class WakePublisher:
 async def subscribe_wakes(bus: Bus, names: StreamNames, callback: Callable[[list[WakeHint]], None]) -> Subscription:
     """Call `callback` with the wake-ups of each message, on the event loop, from now on and after every reconnect."""
 
-    def receive(message: Msg) -> None:
+    def receive(message: Incoming) -> None:
         callback(list(unpack_wakes(message.data)))
 
     return await bus.subscribe(names.wake_subject, receive)

@@ -11,6 +11,7 @@ from headrace_core.settings.errors import SettingsError
 from headrace_core.stack.dev import Endpoints, StackOptions
 from headrace_core.stack.errors import StackError
 from headrace_core.stack.serving import lines, serve
+from headrace_core.telemetry import logs
 
 app = typer.Typer(help="Run Postgres, NATS and the three services on this machine, until Ctrl-C.")
 
@@ -34,6 +35,7 @@ def dev(
     Standard output carries the addresses and, once everything serves, a line `ready`; logs go to standard error and
     to headrace.log in the data folder. A second start on the same folder finds its data.
     """
+    logs.configure("warning", "console", "dev")  # otherwise structlog writes to standard output
     options = StackOptions(
         data_dir,
         consumers=consumers,

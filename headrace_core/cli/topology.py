@@ -21,6 +21,7 @@ from headrace_core.bus.topology import (
 )
 from headrace_core.settings.environment import ServiceSettings, load_settings
 from headrace_core.settings.errors import SettingsError
+from headrace_core.telemetry import logs
 
 app = typer.Typer(help="The streams in NATS, as headrace.toml declares them.", no_args_is_help=True)
 
@@ -78,6 +79,7 @@ def _table(rows: list[TopologyRow]) -> Table:
 
 
 def _settings(nats_url: str | None, config: Path | None) -> ServiceSettings:
+    logs.configure("error", "console", "topology")  # otherwise structlog writes to standard output
     given = {"HEADRACE_NATS_URL": nats_url, "HEADRACE_CONFIG": None if config is None else str(config)}
     chosen = {name: value for name, value in given.items() if value is not None}
     try:

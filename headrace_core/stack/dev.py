@@ -21,7 +21,7 @@ from headrace_core.stack.nats import NatsServer
 from headrace_core.stack.ports import require_free
 from headrace_core.stack.postgres import Postgres
 from headrace_core.stack.preparing import check_settings, prepare
-from headrace_core.stack.services import GRACE_SECONDS, Service, inherited_environment, loopback
+from headrace_core.stack.services import Service, inherited_environment, loopback
 
 DATABASE = "headrace"
 LOG_FILE = "headrace.log"

@@ -1,7 +1,7 @@
 """Dead letters: what failed for good, and its two ways out (promise G5, design rule 16).
 
-A dead letter is written where its task ends (settle). Here it is looked at, redriven, discarded, and kept in step with the
-DLQ stream. Whoever changes one locks its task's row first, in the order of ids, as everybody does who ends tasks.
+A dead letter is written where its task ends (settle). Here it is looked at, redriven, discarded, and kept in step with
+the DLQ stream. Whoever changes one locks its task's row first, in the order of ids, as everybody does who ends tasks.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from uuid import UUID
 
 from headrace_core.db import queries
 from headrace_core.db.pool import Database, Row, Transaction
+from headrace_core.errors import DeadLetterResolved, DeadlinePassed, DomainError, InvalidFields, Violation
 from headrace_core.tasks.model import TASK, Publication, TaskRecord, UnitId, Wake
 from headrace_core.tasks.outcome import error_json
 from headrace_core.tasks.reading import AttemptRecord
@@ -115,9 +116,11 @@ async def match_letters(db: Database, wanted: Filter, limit: int) -> list[Chosen
     return [Chosen(**row) for row in rows]
 
 
-async def redrivable(db: Database, letters: Sequence[Chosen], deadline: datetime | None) -> list[Chosen]:
-    """Those that could be redriven now: the task failed in that generation, and its deadline (or the new one) lies ahead."""
-    return await db.run(lambda tx: _redrivable(tx, letters, deadline))
+async def redrivable(
+    db: Database, letters: Sequence[Chosen], *, deadline: datetime | None, strict: bool
+) -> list[Chosen]:
+    """Those that `redrive` would take now. Raises as it does."""
+    return await db.run(lambda tx: _redrivable(tx, letters, deadline, strict=strict))
 
 
 async def read_content(db: Database, letter: DeadLetter) -> tuple[bytes, list[AttemptRecord]]:
@@ -130,18 +133,29 @@ async def read_content(db: Database, letter: DeadLetter) -> tuple[bytes, list[At
 
 
 async def redrive(
-    db: Database, letters: Sequence[Chosen], *, deadline: datetime | None = None, payload: bytes | None = None
+    db: Database,
+    letters: Sequence[Chosen],
+    *,
+    deadline: datetime | None = None,
+    payload: bytes | None = None,
+    strict: bool = False,
 ) -> Redriven:
-    """Give failed tasks a new generation with fresh budgets, in one transaction; what cannot be redriven is left out.
+    """Give failed tasks a new generation with fresh budgets, in one transaction.
 
-    A plain task, or one that failed before its plan was done, or one that gets a new `payload` (which drops plan and parts),
-    is PENDING afterwards. A sharded one with a plan passes through PENDING to PROCESSING without a holder, as after its plan:
-    its finished shards stay, and only what had not finished is PENDING again. `deadline` replaces the tasks' own.
+    A plain task, or one that failed before its plan was done, or one that gets a new `payload` (which drops plan and
+    parts), is PENDING afterwards. A sharded one with a plan passes through PENDING to PROCESSING without a holder, as
+    after its plan: its finished shards stay, and only what had not finished is PENDING again. `deadline` replaces the
+    tasks' own. What cannot be redriven is left out, unless `strict`.
+
+    Raises, if `strict`, and then nothing has changed:
+        DeadLetterResolved: one of them was redriven or discarded before.
+        DeadlinePassed: one of the tasks, or the new deadline, is past it.
+        InvalidFields: one of them has no task.
     """
 
     async def work(tx: Transaction) -> Redriven:
         await lock_tasks(tx, [letter.task_id for letter in letters if letter.task_id])
-        chosen = await _redrivable(tx, letters, deadline)
+        chosen = await _redrivable(tx, letters, deadline, strict=strict)
         task_ids = [letter.task_id for letter in chosen]
         await tx.execute(_SQL["keep_attempts"], {"tasks": task_ids, "dropping": payload is not None})
         params = {
@@ -228,15 +242,35 @@ async def record_unparseable(db: Database, letter_id: str, queue: str, message: 
     await db.run(lambda tx: tx.execute(_SQL["record_unparseable"], params))
 
 
-async def _redrivable(tx: Transaction, letters: Sequence[Chosen], deadline: datetime | None) -> list[Chosen]:
+async def _redrivable(
+    tx: Transaction, letters: Sequence[Chosen], deadline: datetime | None, *, strict: bool
+) -> list[Chosen]:
     tasks = [letter for letter in letters if letter.task_id]
     params = {
         "tasks": [letter.task_id for letter in tasks],
         "generations": [letter.generation for letter in tasks],
         "deadline": deadline,
     }
-    found = {row["task_id"] for row in await tx.fetch(_SQL["redrivable"], params)}
-    return [letter for letter in tasks if letter.task_id in found]
+    found = {row["task_id"]: row for row in await tx.fetch(_SQL["redrivable"], params)}
+    refusals = {letter.id: _refusal(letter, found.get(letter.task_id)) for letter in letters}
+    if strict and any(refusals.values()):
+        raise next(refusal for refusal in refusals.values() if refusal)
+    return [letter for letter in letters if refusals[letter.id] is None]
+
+
+def _refusal(letter: Chosen, task: Row | None) -> DomainError | None:
+    """Why the entry cannot be redriven; None if it can."""
+    metadata = {"id": letter.id}
+    if letter.task_id is None:
+        said = f"{letter.id} is a message that was no task: it can be discarded, not redriven"
+        return InvalidFields(said, violations=[Violation("ids", said)], metadata=metadata)
+    if task is None or not task["failed"]:
+        return DeadLetterResolved(f"dead letter {letter.id} was redriven or discarded before", metadata=metadata)
+    if not task["in_time"]:
+        return DeadlinePassed(
+            f"the deadline of task {letter.task_id} has passed; give a new one with the redrive", metadata=metadata
+        )
+    return None
 
 
 async def _missing_merges(tx: Transaction, rows: Sequence[Row]) -> list[Row]:

@@ -88,7 +88,7 @@ class ShardRecord:
 
 @dataclass(frozen=True, slots=True)
 class FullTask:
-    """Everything about a task. `payload` and `result` are raw JSON text; attempts oldest first, shards in plan order."""
+    """Everything about a task. `payload` and `result` are raw JSON; attempts oldest first, shards in plan order."""
 
     record: TaskRecord
     payload: bytes
@@ -226,9 +226,10 @@ async def read_events(
     return [EventRecord(**row) for row in await db.fetch(_SQL["events"], params)]
 
 
-async def answers(db: Database, *, timeout: float) -> None:
-    """Return if Postgres answers within `timeout` seconds. Raises DatabaseUnavailable."""
-    await db.fetch(_SQL["answers"], timeout=timeout)
+async def has_schema(db: Database, *, timeout: float) -> bool:
+    """Whether the database has been migrated. Raises DatabaseUnavailable after `timeout` seconds without an answer."""
+    (row,) = await db.fetch(_SQL["has_schema"], timeout=timeout)
+    return bool(row["found"])
 
 
 def _id_bound(moment: datetime | None, margin: timedelta, otherwise: UUID) -> UUID:

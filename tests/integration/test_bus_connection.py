@@ -6,10 +6,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
-from nats.aio.msg import Msg
 
 from headrace_core.bus.connection import Bus
 from headrace_core.bus.errors import BusUnavailable, JetStreamMissing, RequestRefused, StreamMissing
+from headrace_core.bus.wire import Incoming
 from headrace_core.stack.binaries import nats_server as nats_program
 from headrace_core.stack.child import Child
 from headrace_core.stack.logs import StackLog
@@ -145,7 +145,7 @@ async def test_a_failing_callback_does_not_end_the_subscription(nats_server: Nat
     bus = await connect(nats_server.url)
     received: list[bytes] = []
 
-    def fail_first(message: Msg) -> None:
+    def fail_first(message: Incoming) -> None:
         received.append(message.data)
         if len(received) == 1:
             raise ValueError("a defect")

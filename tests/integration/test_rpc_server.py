@@ -18,7 +18,6 @@ from headrace.v1 import (
     producer_pb2,
     producer_pb2_grpc,
     status_pb2 as status_service_pb2,
-    status_pb2_grpc,
     task_pb2,
 )
 from headrace_core.errors import BacklogFull, DomainError, Draining, InvalidFields, TaskNotFound, Violation
@@ -55,14 +54,14 @@ class Producer(producer_pb2_grpc.ProducerServiceServicer):
             raise
 
 
-class Status(status_pb2_grpc.StatusServiceServicer):
+class Status:
     """Only WatchTask: one event, then it waits for the drain as the real one does."""
 
     def __init__(self) -> None:
         self.server: GrpcServer | None = None
         self.closed = asyncio.Event()
 
-    async def WatchTask(self, request: Any, context: Any) -> AsyncIterator[Any]:  # type: ignore[override]
+    async def WatchTask(self, request: Any, context: Any) -> AsyncIterator[Any]:
         assert self.server is not None
         try:
             yield status_service_pb2.WatchTaskResponse(event=event_pb2.TaskEvent(task_id=request.id, sequence=1))
@@ -70,6 +69,24 @@ class Status(status_pb2_grpc.StatusServiceServicer):
             raise Draining("resume elsewhere")
         finally:
             self.closed.set()
+
+
+def add_watch(servicer: Status, server: Any) -> None:
+    handler: Any = grpc.unary_stream_rpc_method_handler(
+        servicer.WatchTask,  # type: ignore[arg-type]  # the stubs know the threaded server only
+        request_deserializer=status_service_pb2.WatchTaskRequest.FromString,
+        response_serializer=status_service_pb2.WatchTaskResponse.SerializeToString,
+    )
+    server.add_registered_method_handlers(STATUS, {"WatchTask": handler})
+
+
+def watch_task(channel: grpc.aio.Channel) -> Any:
+    method = channel.unary_stream(
+        WATCH,
+        request_serializer=status_service_pb2.WatchTaskRequest.SerializeToString,
+        response_deserializer=status_service_pb2.WatchTaskResponse.FromString,
+    )
+    return method(status_service_pb2.WatchTaskRequest(id="t"))
 
 
 @asynccontextmanager
@@ -80,12 +97,14 @@ async def serving(
     server.add(producer_pb2_grpc.add_ProducerServiceServicer_to_server, producer or Producer(), PRODUCER)
     if status:
         status.server = server
-        server.add(status_pb2_grpc.add_StatusServiceServicer_to_server, status, STATUS)
+        server.add(add_watch, status, STATUS)
     address = await server.start()
     server.set_serving(True)
-    async with grpc.aio.insecure_channel(address) as channel:
-        yield server, channel
-    await server.stop(5.0)
+    try:
+        async with grpc.aio.insecure_channel(address) as channel:
+            yield server, channel
+    finally:
+        await server.stop(5.0)
 
 
 async def submit(channel: grpc.aio.Channel, kind: str = "echo", timeout: float = 10.0) -> Any:
@@ -243,7 +262,7 @@ async def test_a_deadline_cancels_the_work() -> None:
 async def test_a_client_that_leaves_a_stream_closes_its_generator() -> None:
     status = Status()
     async with serving(status=status) as (_server, channel):
-        watch = status_pb2_grpc.StatusServiceStub(channel).WatchTask(status_service_pb2.WatchTaskRequest(id="t"))
+        watch = watch_task(channel)
         assert (await watch.read()).event.sequence == 1
         watch.cancel()
         async with asyncio.timeout(5):
@@ -256,7 +275,7 @@ async def test_reflection_lists_and_describes_the_services() -> None:
 
         async def asked() -> AsyncIterator[Any]:
             yield reflection_pb2.ServerReflectionRequest(list_services="")
-            yield reflection_pb2.ServerReflectionRequest(file_containing_symbol=f"{PRODUCER}.SubmitTask")
+            yield reflection_pb2.ServerReflectionRequest(file_containing_symbol=PRODUCER)
 
         listed, described = [answer async for answer in stub.ServerReflectionInfo(asked(), timeout=10)]
     names = {service.name for service in listed.list_services_response.service}
@@ -307,7 +326,7 @@ async def test_a_drain_lets_running_calls_finish_and_refuses_new_ones() -> None:
 async def test_a_drain_tells_streams() -> None:
     status = Status()
     async with serving(status=status) as (server, channel):
-        watch = status_pb2_grpc.StatusServiceStub(channel).WatchTask(status_service_pb2.WatchTaskRequest(id="t"))
+        watch = watch_task(channel)
         await watch.read()
         stop = asyncio.create_task(server.stop(10.0))
         refused, told = await refusal(watch.read())

@@ -20,6 +20,7 @@ from headrace_core.bus.errors import (
     from_client,
 )
 from headrace_core.bus.wakes import WakeHint, pack_wakes, unpack_wakes
+from headrace_core.bus.wire import parse_headers, publish_command
 
 
 @dataclass(frozen=True)
@@ -93,3 +94,41 @@ def test_errors_of_the_client_are_translated_and_say_something(error: Exception,
 def test_header_values_cannot_break_out_of_their_line() -> None:
     assert header_safe("one\r\nNats-Msg-Id: evil\tß") == "one Nats-Msg-Id: evil ?"
     assert header_safe("x" * 1000) == "x" * (HEADER_LENGTH - 3) + "..."
+
+
+def test_commands_count_their_bytes() -> None:
+    assert publish_command("a.b", b"xyz", "", None, 100) == b"PUB a.b  3\r\nxyz\r\n"
+    command = publish_command("a.b", b"xyz", "r.1", {"Key": "ä"}, 100)
+    head = "NATS/1.0\r\nKey: ä\r\n\r\n".encode()
+    assert command == b"HPUB a.b r.1 %d %d\r\n%bxyz\r\n" % (len(head), len(head) + 3, head)
+
+
+def test_a_header_cannot_smuggle_in_another_line() -> None:
+    command = publish_command("a", b"", "", {"Key": "v\r\nNats-Rollup: all\r\n\r\nPUB b 0"}, 1000)
+    assert command.count(b"\r\n") == 5
+    assert parse_headers(command.split(b"\r\n", 1)[1]) == {"Key": "v  Nats-Rollup: all    PUB b 0"}
+
+
+@pytest.mark.parametrize(
+    ("subject", "headers", "limit"),
+    [("", None, 10), ("a b", None, 10), ("a\r\nPUB b 0", None, 10), ("a", {"bad key": "v"}, 100),
+     ("a", {"Key\r\nX": "v"}, 100), ("a", {"": "v"}, 100), ("a", None, 2), ("a", {"Key": "v"}, 10)],
+)  # fmt: skip
+def test_what_no_server_would_take_is_refused(subject: str, headers: dict[str, str] | None, limit: int) -> None:
+    with pytest.raises(RequestRefused):
+        publish_command(subject, b"xyz", "", headers, limit)
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (b"NATS/1.0\r\nA: 1\r\nB:2\r\n\r\n", {"A": "1", "B": "2"}),
+        (b"NATS/1.0 503\r\n\r\n", {"Status": "503", "Description": ""}),
+        (
+            b"NATS/1.0 408 Request Timeout\r\nNats-Pending-Messages: 7\r\n\r\n",
+            {"Status": "408", "Description": "Request Timeout", "Nats-Pending-Messages": "7"},
+        ),
+    ],
+)
+def test_headers_are_parsed(raw: bytes, expected: dict[str, str]) -> None:
+    assert parse_headers(raw) == expected

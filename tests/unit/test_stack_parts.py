@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from headrace_core.stack.child import describe_exit
+from headrace_core.stack.demo import split_questions
 from headrace_core.stack.errors import StackError
 from headrace_core.stack.folder import FolderLock
 from headrace_core.stack.keeping import Backoff
@@ -100,3 +101,16 @@ def test_the_log_is_bounded(tmp_path: Path) -> None:
 )
 def test_an_exit_is_said_in_words(code: int, text: str) -> None:
     assert describe_exit(code) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "questions"),
+    [
+        ("", []),
+        ("Who? When?", ["Who?", "When?"]),
+        ("谁接受任务？什么时候？", ["谁接受任务？", "什么时候？"]),
+        ("the cost", ["the cost"]),
+    ],
+)
+def test_questions_end_with_their_marks(text: str, questions: list[str]) -> None:
+    assert split_questions(text) == questions

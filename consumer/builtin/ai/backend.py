@@ -34,6 +34,9 @@ class Backend(Protocol):
     async def health(self) -> BackendHealth:
         """Ask the back end for a sign of life. Never raises for a failing one: the error is in the answer."""
 
+    async def close(self) -> None:
+        """Let go of connections and threads. Shards under way fail."""
+
 
 class InferenceError(RuntimeError):
     """An inference failed in a way that may pass by itself: an outage, a cut stream, an unusable answer."""

@@ -7,8 +7,8 @@ shard stops within one batch. One thread: BLAS spreads a batch over the cores by
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -46,8 +46,12 @@ KNOWN_ENOUGH = 0.6
 """A text of which the model knows a smaller share of tokens gets no embedding: it would only be noise."""
 _SIMILARITY_WEIGHT = 0.6
 """Of the similarity in a passage's score, where the model knows all of both texts; the rest is BM25."""
-_WEAK = 0.2
-"""Below this score nothing is called an answer."""
+_WEAK = 0.15
+"""Below this score nothing is called an answer …"""
+_WEAK_LEXICAL = 0.03
+"""… and below this one where only character n-grams are compared: few of a question's are in its answer."""
+_READABLE_SHARD = 0.25
+"""A shard of which the model can read a smaller share of sentences is left to BM25 altogether."""
 _CACHED_QUESTIONS = 256  # 1.5 kB each: the questions of a document come again with each of its shards
 
 
@@ -71,7 +75,7 @@ class EmbeddedBackend:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ai-embedded")
-        self._questions: OrderedDict[str, Floats | None] = OrderedDict()
+        self._questions: dict[str, Floats | None] = {}
 
     def ensure_available(self) -> None:
         """Raise NonRetryable, naming the line that installs the model, if its wheel is missing."""
@@ -104,6 +108,10 @@ class EmbeddedBackend:
         latency = round(seconds * 1000, 1)
         return BackendHealth(backend=self.name, model=self.model, models=[self.model], latency_ms=latency, error=None)
 
+    async def close(self) -> None:
+        """End the thread after the batch under way."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
     async def _run(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
@@ -111,7 +119,7 @@ class EmbeddedBackend:
         chosen = [work.tokens[index] for index in work.chosen]
         done = 0
         for batch in minilm.batches(chosen):
-            vectors = await self._run(lambda batch=batch: minilm.encoder().encode([chosen[i] for i in batch]))
+            vectors = await self._run(functools.partial(minilm.encoder().encode, [chosen[i] for i in batch]))
             work.vectors.update({work.chosen[i]: vectors[row] for row, i in enumerate(batch)})
             done += len(batch)
             await ctx.progress(0.95 * done / len(chosen), f"{done} of {len(chosen)} sentences embedded")
@@ -127,7 +135,7 @@ class EmbeddedBackend:
                 self._questions[missing[i]] = vectors[row] * known if known >= KNOWN_ENOUGH else None
         found = [self._questions[question] for question in questions]
         while len(self._questions) > _CACHED_QUESTIONS:
-            self._questions.popitem(last=False)
+            del self._questions[next(iter(self._questions))]
         return found
 
 
@@ -140,6 +148,8 @@ def _prepare(encoder: Encoder, shard: Shard) -> _Work:
 def _within_budget(text: Text, tokens: list[Tokens]) -> list[int]:
     """The sentences to embed: all that the model can read, or those most likely to matter."""
     readable = [i for i, found in enumerate(tokens) if text.sentence_terms[i] and found.unknown <= 1 - KNOWN_ENOUGH]
+    if len(readable) < _READABLE_SHARD * len(tokens):
+        return []
     budget = text.shard.embedding_tokens
     if sum(len(tokens[index].ids) for index in readable) <= budget:
         return readable
@@ -193,7 +203,8 @@ def _importance(work: _Work) -> Callable[[int], float]:
     central = work.text.centrality
     if not work.vectors:
         return lambda index: central[index]
-    total = sum(work.vectors.values())
+    vectors = list(work.vectors.values())
+    total = functools.reduce(lambda first, second: first + second, vectors)
     length = float((total @ total) ** 0.5) or 1.0
 
     def weight(index: int) -> float:
@@ -213,7 +224,9 @@ def _finding(work: _Work, question: int, vector: Floats | None) -> Finding:
         for number, passage in enumerate(text.passages)
     ]
     best = best_passages(text, scores)
-    answer = _answer(text, question, text.passages[best[0]], near) if best and scores[best[0]] >= _WEAK else None
+    weak = _WEAK_LEXICAL if vector is None else _WEAK
+    answers = bool(best) and scores[best[0]] >= weak
+    answer = _answer(text, question, text.passages[best[0]], near) if answers else None
     return Finding(answer=answer, passages=[text.passage(index, scores[index]) for index in best])
 
 

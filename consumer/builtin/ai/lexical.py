@@ -27,7 +27,10 @@ from had has have how i if in into is it its may me might must my no not of on o
 so some such than that the their them then there these they this those to under up us was we were what when
 where which while who whom whose why will with would you your get gets
 """
-_STOP_BIGRAMS = "什么 怎么 多少 哪些 哪个 哪里 如何 为何 是否 可以 应该 需要 我们 他们 一个 以及"
+_STOP_BIGRAMS = """
+什么 怎么 怎样 多少 哪些 哪个 哪里 如何 为何 是否 可以 应该 应当 需要 必须 不能 不得 没有 以后 以前
+我们 他们 一个 以及 或者
+"""
 
 
 def terms(text: str) -> list[str]:

@@ -7,6 +7,7 @@ sentence-transformers to 1e-6. One core does about 2,000 tokens a second, half o
 from __future__ import annotations
 
 import importlib.util
+import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -83,6 +84,8 @@ class Encoder:
 
     def __init__(self, folder: Path) -> None:
         """Read about 90 MB from `folder`."""
+        # Its thread pool gains nothing on texts of one shard, and would not survive a fork of a process pool.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         from safetensors.numpy import load_file  # noqa: PLC0415  (loaded by the first shard, not at import)
         from tokenizers import Tokenizer  # noqa: PLC0415
 

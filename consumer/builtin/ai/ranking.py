@@ -20,7 +20,9 @@ from consumer.builtin.ai.models import (
 )
 from consumer.builtin.ai.split import Sentence, spaced_letters, split_passages, split_sentences, unspaced_letters
 
-EXTRACTS_PER_SHARD = 3
+_EXTRACTS_PER_SHARD = 3
+_EXTRACTS = 12
+"""Of a document of few shards: each gives more than three."""
 _SAME = 0.6
 """Two sentences that share this much of the shorter one's terms say the same."""
 _FEWEST_TERMS = 4
@@ -114,7 +116,8 @@ def extracts(text: Text, score_of: Callable[[int], float]) -> list[Extract]:
     ]
     scored = {index: score_of(index) for index in candidates}
     order = sorted(candidates, key=lambda index: (-scored[index], index))
-    chosen = distinct(order, lambda index: set(text.sentence_terms[index]), EXTRACTS_PER_SHARD)
+    limit = max(_EXTRACTS_PER_SHARD, _EXTRACTS // text.shard.count)
+    chosen = distinct(order, lambda index: set(text.sentence_terms[index]), limit)
     return [text.extract(index, scored[index]) for index in sorted(chosen)]
 
 
@@ -130,8 +133,10 @@ def distinct(order: Sequence[int], terms_of: Callable[[int], set[str]], limit: i
 
 
 def shard_summary(found: Sequence[Extract]) -> str:
-    """The extracts in one line, at most 500 characters."""
-    return clipped(joined([extract.text for extract in found]), MAX_SHARD_SUMMARY_CHARACTERS)
+    """The weightiest extracts in one line, at most 500 characters."""
+    best = sorted(found, key=lambda extract: -extract.score)[:_EXTRACTS_PER_SHARD]
+    ordered = sorted(best, key=lambda extract: extract.start)
+    return clipped(joined([extract.text for extract in ordered]), MAX_SHARD_SUMMARY_CHARACTERS)
 
 
 def joined(sentences: Sequence[str]) -> str:

@@ -29,7 +29,7 @@ class AISettings(BaseSettings):
     """openai only, and required there: the model's name as the server knows it."""
     api_key: SecretStr = SecretStr("")
     """openai only. Empty for servers that check none."""
-    timeout_seconds: float = Field(default=120.0, gt=0, le=3600)
+    timeout_seconds: float = Field(default=60.0, gt=0, le=3600)
     """openai only: for one whole completion, its stream included."""
 
     @model_validator(mode="after")

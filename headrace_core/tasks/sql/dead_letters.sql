@@ -41,12 +41,11 @@ order by created_at, id
 limit %(limit)s;
 
 -- name: redrivable
--- Which of the tasks could be redriven now: failed in this generation, and not past the deadline that would hold.
-select t.task_id
+-- Whether the tasks could be redriven now: `failed` in this generation, and `in_time` for the deadline that would hold.
+select t.task_id, t.state = 'FAILED' and t.generation = a.generation as failed,
+       coalesce(coalesce(%(deadline)s::timestamptz, t.deadline) > now(), true) as in_time
 from unnest(%(tasks)s::uuid[], %(generations)s::int[]) as a (task_id, generation)
-join headrace_core.units t on t.task_id = a.task_id and t.unit = -1
-where t.state = 'FAILED' and t.generation = a.generation
-  and (coalesce(%(deadline)s::timestamptz, t.deadline) is null or coalesce(%(deadline)s::timestamptz, t.deadline) > now());
+join headrace_core.units t on t.task_id = a.task_id and t.unit = -1;
 
 -- name: history
 -- The attempts of one generation of a task, oldest first.
@@ -181,8 +180,9 @@ order by created_at
 limit %(limit)s;
 
 -- name: mark_published
--- They are in the DLQ stream.
-update headrace_core.dead_letters set published_at = now() where id = any(%(letters)s) and published_at is null;
+-- They are in the DLQ stream. One that was closed meanwhile is to be removed (again): its removal may have come first.
+update headrace_core.dead_letters set published_at = now(), removed_at = null
+where id = any(%(letters)s) and published_at is null;
 
 -- name: take_unremoved
 -- Closed entries that may still be in the DLQ stream. One that was never published has nothing to remove, except for what

@@ -103,6 +103,6 @@ cross join lateral (
 order by c.position, e.sequence
 limit %(limit)s;
 
--- name: answers
--- Does Postgres answer at all.
-select 1 as one;
+-- name: has_schema
+-- Does Postgres answer, and has it been migrated at all.
+select to_regclass('headrace_core.events') is not null and to_regclass('headrace.tasks') is not null as found;

@@ -1,0 +1,187 @@
+"""One attempt of a unit while it runs: why it is to end, and whether it has.
+
+Whoever ends an attempt from outside (a lost lease, a cancellation, a drain, the timeout) calls `end`; whoever runs it
+waits in `until_over`. What that means is decided by pure functions here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import Any
+
+from consumer.invocation import raised
+from consumer.registry import RegisteredHandler
+from headrace_core.bus.puller import Message
+from headrace_core.tasks.model import ClaimedUnit
+from headrace_core.tasks.outcome import Interrupted, Outcome, Raised, TimedOut
+
+CANCEL_GRACE_SECONDS = 5.0
+"""How long a handler may take to end after it was told to, before it is given up."""
+
+
+class Cause(Enum):
+    """Why an attempt ends before its handler is done."""
+
+    TIMED_OUT = "timed out"
+    DRAINING = "the consumer is stopping"
+    CANCELLED = "the task was cancelled"
+    FENCED = "the lease was lost"
+
+    @property
+    def settles(self) -> bool:
+        """Whether there is anything left to write: not once the lease or the task is somebody else's."""
+        return self in (Cause.TIMED_OUT, Cause.DRAINING)
+
+
+class Attempt:
+    """A claimed unit in this process. All methods belong to the event loop."""
+
+    def __init__(self, unit: ClaimedUnit, handler: RegisteredHandler, message: Message | None) -> None:
+        self.unit = unit
+        self.handler = handler
+        self.message = message
+        """What brought it; None if it was claimed straight from Postgres."""
+        self.parts: Sequence[bytes] = ()
+        """Of a merge."""
+        self.cause: Cause | None = None
+        self.asked = False
+        """The handler was told that the consumer is stopping; it may still finish."""
+        self.settling = False
+        self.on_asked: Callable[[], None] | None = None
+        """Set by the context: raises ctx.cancelled."""
+        self.lingering: asyncio.Future[Any] | None = None
+        """A handler that would not end; its slot is free when this is done."""
+        self._interrupt: Callable[[], object] | None = None
+        self._grace = CANCEL_GRACE_SECONDS
+        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._timers: list[asyncio.TimerHandle] = []
+
+    def ask(self) -> None:
+        """Tell the handler, through ctx.cancelled, that it should end soon."""
+        self.asked = True
+        if self.on_asked is not None:
+            self.on_asked()
+
+    def end(self, cause: Cause, grace: float = CANCEL_GRACE_SECONDS) -> None:
+        """Interrupt the handler; after `grace` seconds it is given up. A cause that forbids settling overrides others."""
+        if self.settling or self._over.done():
+            self._override(cause)
+            return
+        first = self.cause is None
+        self._override(cause)
+        self._grace = min(grace, self._grace)
+        self.ask()
+        if first:
+            self._strike()
+
+    async def turn(self, places: asyncio.Semaphore) -> bool:
+        """Wait for a place, which the caller releases; False if the attempt is to end before it has one."""
+        if self.cause is not None:
+            return False
+        waiting = asyncio.ensure_future(places.acquire())
+        self._interrupt = waiting.cancel
+        try:
+            await asyncio.wait([waiting])
+        except asyncio.CancelledError:
+            if not waiting.cancel():
+                places.release()
+            raise
+        finally:
+            self._interrupt = None
+        if waiting.cancelled():
+            return False
+        if self.cause is not None:
+            places.release()
+            return False
+        return True
+
+    async def until_over(self, future: asyncio.Future[Any], interrupt: Callable[[], object], timeout: float) -> bool:
+        """Wait for `future`, at most `timeout` seconds and the grace. True if it is done, False if it was given up.
+
+        `interrupt` is called at most once, when the attempt is to end.
+        """
+        self._interrupt = interrupt
+        self._timers.append(asyncio.get_running_loop().call_later(timeout, self.end, Cause.TIMED_OUT))
+        future.add_done_callback(self._finish)
+        if self.cause is not None:
+            self._strike()
+        try:
+            await self._over
+        finally:
+            future.remove_done_callback(self._finish)
+            for timer in self._timers:
+                timer.cancel()
+            if not future.done():
+                self.lingering = future
+        return future.done()
+
+    def _override(self, cause: Cause) -> None:
+        if self.cause is None or not cause.settles:
+            self.cause = cause
+
+    def _strike(self) -> None:
+        if self._interrupt is None:
+            return  # not running yet: until_over will
+        self._timers.append(asyncio.get_running_loop().call_later(self._grace, self._finish))
+        self._interrupt()
+
+    def _finish(self, _future: object = None) -> None:
+        if not self._over.done():
+            self._over.set_result(None)
+
+
+def ended_by(attempt: Attempt) -> Outcome | None:
+    """The outcome of an attempt that was ended from outside, without regard to the handler; None: nothing to settle."""
+    match attempt.cause:
+        case Cause.TIMED_OUT:
+            return TimedOut(attempt.handler.timeout)
+        case Cause.DRAINING:
+            return Interrupted(Cause.DRAINING.value)
+        case _:
+            return None
+
+
+def failed_by(attempt: Attempt, error: BaseException) -> Outcome | None:
+    """The outcome of a handler that raised.
+
+    One that was told of a drain and raises has given up for our sake: an interruption, which costs no attempt (G4). If
+    it would have failed anyway, it will again.
+    """
+    if attempt.cause is not None:
+        return ended_by(attempt)
+    failure = raised(error)
+    if attempt.asked and failure.retryable:
+        return Interrupted(Cause.DRAINING.value)
+    if isinstance(error, asyncio.CancelledError):
+        return Raised("CancelledError", "the handler was cancelled by itself")
+    return failure
+
+
+def judge(attempt: Attempt, future: asyncio.Future[Any], accept: Callable[[Any], Outcome]) -> Outcome | None:
+    """The outcome of a handler's future after `until_over`; `accept` judges a returned value.
+
+    A result counts also when the consumer is stopping; not after the timeout, or the answer would depend on how long
+    the handler resisted.
+    """
+    if attempt.cause is not None and (not attempt.cause.settles or attempt.cause is Cause.TIMED_OUT):
+        _retrieve(future)
+        return ended_by(attempt)
+    if not future.done():
+        _retrieve(future)
+        return ended_by(attempt)
+    if future.cancelled():
+        return failed_by(attempt, asyncio.CancelledError())
+    error = future.exception()
+    return accept(future.result()) if error is None else failed_by(attempt, error)
+
+
+def _retrieve(future: asyncio.Future[Any]) -> None:
+    """Look at the exception, or asyncio would log that nobody did; also when it comes later."""
+    future.add_done_callback(_look)
+
+
+def _look(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()

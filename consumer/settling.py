@@ -1,0 +1,136 @@
+"""Settling in batches that adapt: one that is alone goes at once; while a transaction is under way the next gathers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from headrace_core.db.errors import DataRejected
+from headrace_core.db.pool import Database
+from headrace_core.errors import DatabaseUnavailable
+from headrace_core.tasks.model import Fail, Settled, Settlement, Settlements
+from headrace_core.tasks.outcome import error_json
+from headrace_core.tasks.settle import settle
+from headrace_core.telemetry import logs, metrics
+
+MAX_BATCH = 500
+FIRST_RETRY_SECONDS = 0.1
+LONGEST_RETRY_SECONDS = 2.0
+
+log = logs.get(__name__)
+
+
+@dataclass(slots=True)
+class _Waiting:
+    settlement: Settlement
+    answer: asyncio.Future[Settled]
+
+
+class Settler:
+    """Settles one batch after the other. `on_settled` is told of every committed batch, before the answers are given."""
+
+    def __init__(
+        self, database: Database, sharded: Sequence[str], on_settled: Callable[[Settlements], None]
+    ) -> None:
+        self._database = database
+        self._sharded = sharded
+        self._on_settled = on_settled
+        self._waiting: list[_Waiting] = []
+        self._arrived = asyncio.Event()
+        self._in_flight = 0
+
+    @property
+    def pending(self) -> int:
+        """Settlements that are not committed yet: what the intake limits itself by."""
+        return len(self._waiting) + self._in_flight
+
+    async def settle(self, settlement: Settlement) -> Settled:
+        """Settle, however long Postgres is away; the answer says whether the lease still held."""
+        answer = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Waiting(settlement, answer))
+        self._arrived.set()
+        settled: Settled = await answer
+        return settled
+
+    async def run(self) -> None:
+        """Settle what arrives. A background task; a batch that it fails with is taken up by its next start."""
+        while True:
+            await self._arrived.wait()
+            batch = self._waiting[:MAX_BATCH]
+            self._in_flight = len(batch)
+            del self._waiting[:MAX_BATCH]
+            if not self._waiting:
+                self._arrived.clear()
+            try:
+                await self._settle_batch(batch)
+            except BaseException:
+                self._take_back(batch)
+                raise
+            finally:
+                self._in_flight = 0
+
+    def _take_back(self, batch: list[_Waiting]) -> None:
+        self._waiting[:0] = [item for item in batch if not item.answer.done()]
+        self._arrived.set()
+
+    async def _settle_batch(self, batch: list[_Waiting]) -> None:
+        try:
+            settlements = await self._persist([item.settlement for item in batch])
+        except DataRejected as error:
+            await self._settle_apart(batch, error)
+            return
+        self._on_settled(settlements)
+        for item, answer in zip(batch, settlements.answers, strict=True):
+            _count(item.settlement, answer)
+            if not item.answer.done():
+                item.answer.set_result(answer)
+
+    async def _settle_apart(self, batch: list[_Waiting], error: DataRejected) -> None:
+        """A row of the batch is bad: halve it until that one stands alone, which then fails for good (rule 11)."""
+        if len(batch) > 1:
+            middle = len(batch) // 2
+            await self._settle_batch(batch[:middle])
+            await self._settle_batch(batch[middle:])
+            return
+        (item,) = batch
+        log.error(
+            "a settlement was refused by Postgres",
+            action="settle.rejected",
+            task=str(item.settlement.lease.unit_id.task_id),
+            sqlstate=error.sqlstate,
+        )
+        if isinstance(item.settlement, Fail):
+            raise error  # nothing of it is the user's: a defect of ours
+        item.settlement = refused(item.settlement, error)
+        await self._settle_batch(batch)
+
+    async def _persist(self, settlements: Sequence[Settlement]) -> Settlements:
+        """Write a batch, again after every outage: one that was committed unknown to us is not applied twice."""
+        delay = FIRST_RETRY_SECONDS
+        while True:
+            try:
+                return await settle(self._database, settlements, sharded=self._sharded)
+            except DatabaseUnavailable as error:
+                log.warning(
+                    "settlements not written yet",
+                    action="settle.retry",
+                    settlements=len(settlements),
+                    error=error.message,
+                )
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, LONGEST_RETRY_SECONDS)
+
+
+def refused(settlement: Settlement, error: DataRejected) -> Fail:
+    """What becomes of a settlement whose data Postgres refuses: no retry of the handler would mend it."""
+    return Fail(
+        settlement.lease, "failure", "NON_RETRYABLE", error_json("NON_RETRYABLE", "DataRejected", str(error))
+    )
+
+
+def _count(settlement: Settlement, answer: Settled) -> None:
+    if answer.applied:
+        metrics.settled_total.labels(type(settlement).__name__.lower()).inc()
+    else:
+        metrics.fenced_total.inc()

@@ -1,0 +1,93 @@
+"""The hot paths of the NATS protocol, without nats-py's detours.
+
+Measured on two cores: nats-py takes 22 µs of CPU to publish a message with an id and to receive its answer (header
+dictionary, dataclass, queue and task for each message). Commands made here go out in one piece, and messages go from
+its parser straight to a callback. What it does well stays its own: connecting, TLS, credentials, pings, the parser.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+
+from nats.aio.client import Client
+
+from headrace_core.bus.errors import RequestRefused
+
+VERSION = b"NATS/1.0"
+_BAD_SUBJECT = re.compile(r"[ \t\r\n]|^$")
+_HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_LINE_ENDS = str.maketrans({"\r": " ", "\n": " "})
+
+
+class Incoming:
+    """A message as received. Headers are parsed when asked for; a status of the server is header `Status`."""
+
+    __slots__ = ("_raw_headers", "data", "reply", "subject")
+
+    def __init__(self, subject: str, reply: str, data: bytes, raw_headers: bytes | None) -> None:
+        self.subject = subject
+        self.reply = reply
+        self.data = data
+        self._raw_headers = raw_headers
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Name → value, empty without headers."""
+        return parse_headers(self._raw_headers) if self._raw_headers else {}
+
+
+class DirectClient(Client):
+    """A client whose messages for the subscriptions in `direct` (by number) go straight to a plain function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.direct: dict[int, Callable[[Incoming], None]] = {}
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
+        callback = self.direct.get(sid)
+        if callback is None:
+            await super()._process_msg(sid, subject, reply, data, headers)  # type: ignore[arg-type]
+        else:
+            callback(Incoming(subject.decode(), reply.decode(), data, headers))
+
+
+def publish_command(
+    subject: str, body: bytes, reply: str, headers: Mapping[str, str] | None, max_payload: int
+) -> bytes:
+    """Return the command that publishes a message. Raises RequestRefused for one that no server would take."""
+    if _BAD_SUBJECT.search(subject):
+        raise RequestRefused(f"publish on {subject!r}: invalid subject", 400, 0)
+    head = b"" if headers is None else _header_block(subject, headers)
+    size = len(head) + len(body)
+    if size > max_payload:
+        raise RequestRefused(f"publish on {subject}: {size} bytes exceed the maximum payload of {max_payload}", 400, 0)
+    if headers is None:
+        return b"PUB %b %b %d\r\n%b\r\n" % (subject.encode(), reply.encode(), size, body)
+    return b"HPUB %b %b %d %d\r\n%b%b\r\n" % (subject.encode(), reply.encode(), len(head), size, head, body)
+
+
+def _header_block(subject: str, headers: Mapping[str, str]) -> bytes:
+    lines = [VERSION]
+    for name, value in headers.items():
+        if not _HEADER_NAME.fullmatch(name):
+            raise RequestRefused(f"publish on {subject}: invalid header name {name!r}", 400, 0)
+        # A value can never end its line and so smuggle in another header or command.
+        line = value.translate(_LINE_ENDS) if "\n" in value or "\r" in value else value
+        lines.append(f"{name}: {line}".encode("utf-8", "replace"))
+    return b"\r\n".join(lines) + b"\r\n\r\n"
+
+
+def parse_headers(raw: bytes) -> dict[str, str]:
+    """Return the headers of a block `NATS/1.0[ <status>[ <description>]]` and `Name: value` lines."""
+    lines = raw.split(b"\r\n")
+    headers: dict[str, str] = {}
+    status, _, description = lines[0][len(VERSION) :].strip().partition(b" ")
+    if status:
+        headers["Status"] = status.decode("ascii", "replace")
+        headers["Description"] = description.decode("utf-8", "replace")
+    for line in lines[1:]:
+        name, colon, value = line.partition(b":")
+        if colon:
+            headers[name.strip().decode("ascii", "replace")] = value.strip().decode("utf-8", "replace")
+    return headers

@@ -1,0 +1,128 @@
+"""From commits to the stream: a bounded queue of intended publications, and notes of what the stream has stored.
+
+Nothing here is needed for a promise: what is dropped, refused or lost stays unpublished in Postgres, where the sweep
+finds it, and consumers, when the broker is down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+
+from headrace_core.bus.connection import Bus
+from headrace_core.bus.declaration import StreamNames
+from headrace_core.bus.publisher import OutgoingMessage, Publisher, PublishOutcome, PublishResult
+from headrace_core.db.pool import Database
+from headrace_core.errors import DatabaseUnavailable
+from headrace_core.tasks.model import Publication
+from headrace_core.tasks.publication import mark_published
+from headrace_core.telemetry import logs, metrics
+
+MAX_QUEUED = 20_000
+MAX_UNMARKED = 50_000
+BATCH = 1000
+FULL_SECONDS = 1.0
+# Most tasks are claimed within this time, and what was claimed needs no mark.
+MARK_SECONDS = 0.5
+
+_log = logs.get("headrace.producer.publishing")
+
+
+class TaskPublisher:
+    """Publishes units' ids. `publish_forever` and `mark_forever` are the work of two background tasks.
+
+    `bus` is None with `broker = "none"`: then every offer is forgotten, and consumers take the work from Postgres.
+    """
+
+    def __init__(self, db: Database, bus: Bus | None, names: StreamNames) -> None:
+        self._db = db
+        self._bus = bus
+        self._names = names
+        self._publisher = Publisher(bus) if bus is not None else None
+        self._queued: deque[Publication] = deque()
+        self._unmarked: deque[Publication] = deque(maxlen=MAX_UNMARKED)
+        self._arrived = asyncio.Event()
+        self._full_until: dict[str, float] = {}
+
+    @property
+    def ready(self) -> bool:
+        """True if publishing makes sense now: JetStream is there."""
+        return self._bus is not None and self._bus.jetstream
+
+    @property
+    def room(self) -> int:
+        """How many more publications the queue takes."""
+        return MAX_QUEUED - len(self._queued)
+
+    def offer(self, publications: Sequence[Publication]) -> None:
+        """Publish these soon. What finds no room, or no broker, is left to the sweep."""
+        if not self.ready:
+            return
+        self._queued.extend(publications[: max(self.room, 0)])
+        self._arrived.set()
+
+    def full(self) -> list[str]:
+        """The subjects (`<queue>.<level>`) that the stream refused less than a second ago."""
+        now = asyncio.get_running_loop().time()
+        self._full_until = {subject: until for subject, until in self._full_until.items() if until > now}
+        return list(self._full_until)
+
+    async def publish_forever(self) -> None:
+        """Publish what is offered. The broker's failures are no failures here."""
+        while self._publisher is not None:
+            await self._arrived.wait()
+            self._arrived.clear()
+            while self._queued:
+                await self._publish(self._publisher, self._next_batch())
+
+    async def mark_forever(self) -> None:
+        """Note in Postgres, now and then, what the stream has stored."""
+        while self._publisher is not None:
+            await asyncio.sleep(MARK_SECONDS)
+            await self._mark()
+
+    async def close(self) -> None:
+        """Publish nothing more; note what is known."""
+        if self._publisher is not None:
+            await self._mark()
+            await self._publisher.close()
+
+    def _next_batch(self) -> list[Publication]:
+        refused = set(self.full())
+        taken = [self._queued.popleft() for _ in range(min(BATCH, len(self._queued)))]
+        return [item for item in taken if item.subject_suffix not in refused] if refused else taken
+
+    async def _publish(self, publisher: Publisher, batch: list[Publication]) -> None:
+        messages = [
+            OutgoingMessage(self._names.task_subject(item.subject_suffix), item.body, item.message_id) for item in batch
+        ]
+        results = await publisher.publish(messages)
+        for item, result in zip(batch, results, strict=True):
+            self._note(item, result)
+        refused = [result for result in results if not result.accepted and result.outcome is not PublishOutcome.FULL]
+        if refused:
+            _log.warning(
+                "publications failed; the sweep repeats them",
+                action="publish_failed",
+                count=len(refused),
+                outcome=refused[0].outcome,
+                reason=refused[0].reason,
+            )
+
+    def _note(self, item: Publication, result: PublishResult) -> None:
+        if result.accepted:
+            self._unmarked.append(item)
+            metrics.published_total.labels(item.subject_suffix.rpartition(".")[2]).inc()
+        elif result.outcome is PublishOutcome.FULL:
+            self._full_until[item.subject_suffix] = asyncio.get_running_loop().time() + FULL_SECONDS
+
+    async def _mark(self) -> None:
+        """In batches. One that Postgres did not take costs its units another publication, no more."""
+        while self._unmarked:
+            batch = [self._unmarked.popleft() for _ in range(min(BATCH, len(self._unmarked)))]
+            try:
+                await mark_published(self._db, batch)
+            except DatabaseUnavailable as error:
+                _log.info("publications not noted", action="mark_failed", count=len(batch), error=error.message)
+                return

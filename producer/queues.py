@@ -1,0 +1,140 @@
+"""QueueService on the wire: figures, pause, resume, purge."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+
+from headrace.v1 import queue_pb2 as pb
+from headrace.v1 import queue_pb2_grpc
+from headrace_core.db.pool import Database
+from headrace_core.errors import InvalidFields, UnknownQueue, Violation
+from headrace_core.rpc.convert import timestamp
+from headrace_core.settings.queues import QueueSettings
+from headrace_core.tasks import queues
+from headrace_core.tasks.queues import QueueFigures
+from producer.announcing import Announcer
+from producer.arguments import answered_within
+from producer.queue_loads import QueueLoads
+from producer.relay import Relay
+
+# A purge works in batches and may take as long as its client waits.
+LONGEST_PURGE = 600.0
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class QueueServicer(queue_pb2_grpc.QueueServiceServicer):
+    """Shows and steers queues."""
+
+    def __init__(self, db: Database, loads: QueueLoads, relay: Relay, announcer: Announcer) -> None:
+        self._db = db
+        self._loads = loads
+        self._relay = relay
+        self._announcer = announcer
+
+    async def ListQueues(  # noqa: D102, N802 - described in the proto
+        self,
+        request: pb.ListQueuesRequest,  # noqa: ARG002 - it has no fields
+        context: Context,
+    ) -> pb.ListQueuesResponse:
+        async with answered_within(context):
+            found = await queues.read_figures(self._db)
+        return pb.ListQueuesResponse(queues=[_message(figures) for figures in found])
+
+    async def GetQueue(  # noqa: D102, N802
+        self, request: pb.GetQueueRequest, context: Context
+    ) -> pb.GetQueueResponse:
+        async with answered_within(context):
+            return pb.GetQueueResponse(queue=await self._look(_name(request.name)))
+
+    async def PauseQueue(  # noqa: D102, N802
+        self, request: pb.PauseQueueRequest, context: Context
+    ) -> pb.PauseQueueResponse:
+        async with answered_within(context):
+            await queues.pause(self._db, _name(request.name))
+            await self._loads.refresh()
+            return pb.PauseQueueResponse(queue=await self._look(request.name))
+
+    async def ResumeQueue(  # noqa: D102, N802
+        self, request: pb.ResumeQueueRequest, context: Context
+    ) -> pb.ResumeQueueResponse:
+        async with answered_within(context):
+            await queues.resume(self._db, _name(request.name))
+            await self._loads.refresh()
+            self._relay.nudge()
+            return pb.ResumeQueueResponse(queue=await self._look(request.name))
+
+    async def PurgeQueue(  # noqa: D102, N802
+        self, request: pb.PurgeQueueRequest, context: Context
+    ) -> pb.PurgeQueueResponse:
+        async with answered_within(context, LONGEST_PURGE):
+            await self._look(_name(request.name))
+            return pb.PurgeQueueResponse(purged=await self._purge(request.name))
+
+    async def _look(self, name: str) -> pb.Queue:
+        (figures,) = await queues.read_figures(self._db, name)
+        return _message(figures)
+
+    async def _purge(self, name: str) -> int:
+        """What was there when the call came. Each batch is a transaction of its own; a call that breaks off leaves the
+        rest waiting, and can be repeated.
+        """
+        # Clocks of the producers and of Postgres differ; what comes within this second may go as well.
+        before = datetime.now(UTC) + timedelta(seconds=1)
+        purged = 0
+        last_look = False
+        while True:
+            wakes = await queues.purge(self._db, name, before, last_look=last_look)
+            self._announcer.wake(wakes)
+            purged += len(wakes)
+            if not wakes and last_look:
+                return purged
+            last_look = not wakes
+
+
+def _name(name: str) -> str:
+    if not name:
+        raise InvalidFields.of([Violation("name", "it is required")])
+    if "\0" in name:
+        raise UnknownQueue("a name with the character NUL is no queue's", metadata={})
+    return name
+
+
+def _message(figures: QueueFigures) -> pb.Queue:
+    return pb.Queue(
+        name=figures.settings.name,
+        paused=figures.paused_at is not None,
+        backlog=figures.backlog,
+        delayed=figures.delayed,
+        in_flight=figures.in_flight,
+        dead_letters=figures.dead_letters,
+        oldest_age=_duration(figures.oldest_age),
+        submit_rate=figures.submit_rate,
+        finish_rate=figures.finish_rate,
+        limits=_limits(figures.settings),
+        pause_time=timestamp(figures.paused_at),
+    )
+
+
+def _limits(settings: QueueSettings) -> pb.QueueLimits:
+    return pb.QueueLimits(
+        max_attempts=settings.max_attempts,
+        max_crashes=settings.max_crashes,
+        max_backlog=settings.max_backlog,
+        max_dead_letters=settings.max_dead_letters,
+        max_concurrency=settings.max_concurrency,
+        rate_limit=settings.rate_limit,
+        max_batch_size=settings.max_batch_size,
+        max_batch_timeout=_duration(settings.max_batch_timeout),
+        ack_wait=_duration(settings.ack_wait),
+    )
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromNanoseconds(round(seconds * 1e6) * 1000)
+    return duration

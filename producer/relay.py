@@ -1,0 +1,238 @@
+"""The relay: brings to the stream what is committed, ends what is overdue, takes over what a dead consumer left.
+
+Each chore is a background task of its own that runs in every replica at once: they share the work through row locks
+that skip what another holds, and every statement is conditional on the state that it changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from headrace_core.bus.connection import Bus
+from headrace_core.bus.dead_letters import DeadLetter as StreamEntry
+from headrace_core.bus.dead_letters import publish_dead_letters, remove_dead_letter
+from headrace_core.bus.declaration import StreamNames
+from headrace_core.bus.errors import BusError
+from headrace_core.bus.publisher import Publisher
+from headrace_core.db.pool import Database
+from headrace_core.errors import DatabaseUnavailable
+from headrace_core.runtime.supervisor import Supervisor
+from headrace_core.tasks import dead_letters
+from headrace_core.tasks.cancel import expire
+from headrace_core.tasks.dead_letters import DeadLetter
+from headrace_core.tasks.model import Submitted, TaskState, Wake
+from headrace_core.tasks.publication import of_submitted, take_unpublished
+from headrace_core.tasks.takeover import read_leases, take_over
+from headrace_core.telemetry import logs, metrics
+from producer.announcing import Announcer
+from producer.known_kinds import KnownKinds
+from producer.lease_watch import ROUND_SECONDS, LeaseWatch
+from producer.publishing import TaskPublisher
+from producer.queue_loads import QueueLoads
+from producer.redrive import Redrive
+
+SWEEP_SECONDS = 0.25
+SWEEP_BATCH = 1000
+# Long enough that a publication which is under way is rarely repeated; a lost one waits this long.
+GRACE_SECONDS = 2.0
+DEADLINE_SECONDS = 1.0
+DEADLINE_BATCH = 500
+DEAD_LETTER_SECONDS = 1.0
+TURN_SECONDS = 0.5
+TAKEOVER_BATCH = 200
+
+T = TypeVar("T")
+
+_log = logs.get("headrace.producer.relay")
+
+
+class Relay:
+    """Owns the chores; `start` hands them to the supervisor. `bus` is None with `broker = "none"`."""
+
+    def __init__(
+        self,
+        db: Database,
+        bus: Bus | None,
+        names: StreamNames,
+        publisher: TaskPublisher,
+        announcer: Announcer,
+        kinds: KnownKinds,
+        loads: QueueLoads,
+        redrive: Redrive,
+    ) -> None:
+        self._db = db
+        self._bus = bus
+        self._names = names
+        self._publisher = publisher
+        self._announcer = announcer
+        self._kinds = kinds
+        self._loads = loads
+        self._redrive = redrive
+        self._nudged = asyncio.Event()
+        self._watch = LeaseWatch()
+        self._entries = Publisher(bus) if bus is not None else None
+
+    def start(self, supervisor: Supervisor) -> None:
+        """Begin every chore."""
+        supervisor.spawn("relay-publish", self._publisher.publish_forever)
+        supervisor.spawn("relay-mark", self._publisher.mark_forever)
+        supervisor.spawn("relay-announce", self._announcer.announce_forever)
+        supervisor.spawn("relay-sweep", self._sweep_forever)
+        supervisor.spawn("relay-deadlines", _every(DEADLINE_SECONDS, self.expire_overdue))
+        supervisor.spawn("relay-leases", self._watch_leases_forever)
+        supervisor.spawn("relay-redrive", _every(TURN_SECONDS, self._redrive.redrive_due))
+        if self._bus is not None:
+            supervisor.spawn("relay-dead-letters", _every(DEAD_LETTER_SECONDS, self.sync_dead_letters))
+            self._bus.on_state_change(lambda connected: self.nudge() if connected else None)
+
+    def nudge(self) -> None:
+        """Sweep at once: the broker is back, a queue goes on."""
+        self._nudged.set()
+
+    def committed(self, accepted: Sequence[Submitted]) -> None:
+        """After a commit: publish what is due now, tell the watchers. Called by the group commit; never blocks."""
+        tasks = [submitted.task for submitted in accepted]
+        self._loads.note_accepted(task.queue for task in tasks)
+        for task in tasks:
+            metrics.submitted_total.labels(task.kind, task.queue).inc()
+        self._publisher.offer(
+            [
+                of_submitted(task)
+                for task in tasks
+                if task.state is TaskState.PENDING
+                and task.due_at <= task.created_at
+                and not self._loads.is_paused(task.queue)
+            ]
+        )
+        self._announcer.wake([Wake(task.id, task.sequence) for task in tasks])
+
+    async def sweep(self) -> bool:
+        """Offer the publisher what is due and not in the stream; True if there may be more."""
+        limit = min(SWEEP_BATCH, self._publisher.room)
+        if not self._publisher.ready or not limit:
+            return False
+        found = await take_unpublished(self._db, limit, GRACE_SECONDS, self._publisher.full())
+        self._publisher.offer(found)
+        return len(found) == limit
+
+    async def expire_overdue(self) -> None:
+        """End the tasks whose deadline has passed."""
+        while True:
+            wakes = await expire(self._db, DEADLINE_BATCH)
+            self._announcer.cancelled(wakes)
+            if len(wakes) < DEADLINE_BATCH:
+                return
+
+    async def watch_leases(self) -> None:
+        """One round: read every lease, take over those that nobody has renewed for a whole lease."""
+        try:
+            leases = await read_leases(self._db)
+        except DatabaseUnavailable:
+            self._watch.fail()
+            raise
+        lost = self._watch.see(leases, asyncio.get_running_loop().time(), self._loads.lease)
+        for start in range(0, len(lost), TAKEOVER_BATCH):
+            batch = lost[start : start + TAKEOVER_BATCH]
+            settled = await take_over(self._db, batch, sharded=self._kinds.sharded)
+            applied = sum(answer.applied for answer in settled.answers)
+            metrics.takeovers_total.inc(applied)
+            _log.warning("units taken over", action="takeover", count=applied, seen=len(batch))
+            self._publisher.offer(settled.publications)
+            self._announcer.wake(settled.wakes)
+
+    async def close(self) -> None:
+        """Listen for nothing more. The chores have been ended by their supervisor before."""
+        if self._entries is not None:
+            await self._entries.close()
+
+    async def sync_dead_letters(self) -> None:
+        """Publish the open entries that the DLQ stream lacks, remove the closed ones that it may still have."""
+        if self._bus is None or self._entries is None or not self._bus.jetstream:
+            return
+        try:
+            await self._publish_dead_letters(self._bus, self._entries)
+            await self._remove_dead_letters(self._bus)
+        except BusError as error:
+            _log.warning("dead letters wait for the broker", action="dead_letters_wait", error=error.message)
+
+    async def _publish_dead_letters(self, bus: Bus, publisher: Publisher) -> None:
+        letters = await dead_letters.take_unpublished(self._db)
+        if not letters:
+            return
+        results = await publish_dead_letters(bus, publisher, self._names, [_entry(letter) for letter in letters])
+        stored = [letter.id for letter, result in zip(letters, results, strict=True) if result.accepted]
+        await dead_letters.mark_published(self._db, stored)
+        if refused := [result for result in results if not result.accepted]:
+            _log.warning(
+                "dead letters not published",
+                action="dead_letters_refused",
+                count=len(refused),
+                reason=refused[0].reason,
+            )
+
+    async def _remove_dead_letters(self, bus: Bus) -> None:
+        closed = await dead_letters.take_unremoved(self._db)
+        for letter_id, queue in closed:
+            await remove_dead_letter(bus, self._names, queue, letter_id)
+        if closed:
+            await dead_letters.mark_removed(self._db, [letter_id for letter_id, _ in closed])
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            more = await _unless_database_is_away(self.sweep) or False
+            if more:
+                continue
+            try:
+                async with asyncio.timeout(SWEEP_SECONDS):
+                    await self._nudged.wait()
+            except TimeoutError:
+                continue
+            finally:
+                self._nudged.clear()
+
+    async def _watch_leases_forever(self) -> None:
+        """At a steady pace: a round that takes long is not followed by a pause, so that it does not count as late."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            started = clock()
+            await _unless_database_is_away(self.watch_leases)
+            await asyncio.sleep(max(ROUND_SECONDS - (clock() - started), 0.05))
+
+
+def _entry(letter: DeadLetter) -> StreamEntry:
+    budgets = json.loads(letter.budgets)
+    return StreamEntry(
+        id=letter.id,
+        queue=letter.queue,
+        reason=letter.reason,
+        error=letter.error,
+        attempts=sum(budgets.get(name, 0) for name in ("failures", "crashes", "interruptions")),
+        origin=str(letter.task_id or letter.id),
+        created_at=letter.created_at,
+        kind=letter.kind,
+        namespace=letter.namespace,
+        task_id=letter.task_id,
+        generation=letter.generation if letter.task_id else None,
+    )
+
+
+def _every(seconds: float, chore: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
+    async def repeat() -> None:
+        while True:
+            await _unless_database_is_away(chore)
+            await asyncio.sleep(seconds)
+
+    return repeat
+
+
+async def _unless_database_is_away(chore: Callable[[], Awaitable[T]]) -> T | None:
+    """An outage of Postgres is no defect of a chore: it is said once a round, and the next round tries again."""
+    try:
+        return await chore()
+    except DatabaseUnavailable as error:
+        _log.warning("a chore waits for Postgres", action="relay_waits", error=error.message)
+        await asyncio.sleep(SWEEP_SECONDS)
+        return None

@@ -1,0 +1,122 @@
+"""Submitting, from a message to an answer: valid? known already? admissible? then the group commit."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from headrace.v1 import producer_pb2
+from headrace_core.db.pool import Database
+from headrace_core.errors import DatabaseUnavailable, DomainError, InvalidFields, KeyReused, Violation
+from headrace_core.rpc.convert import task_message
+from headrace_core.rpc.status import status_of
+from headrace_core.tasks.model import NewTask, Submitted
+from headrace_core.tasks.submit import find_by_key
+from producer.admission import Admission
+from producer.submit import RETRY_AFTER, GroupCommit
+from producer.validation import MAX_REQUESTS, SubmitRequest, validated
+
+# How many requests are checked before other callers get a turn: 30 µs each.
+_BREATH = 50
+
+
+class Submission:
+    """The use case of SubmitTask and SubmitTasks."""
+
+    def __init__(self, db: Database, admission: Admission, commits: GroupCommit) -> None:
+        self._db = db
+        self._admission = admission
+        self._commits = commits
+
+    async def submit_one(
+        self, message: producer_pb2.SubmitTaskRequest, *, within: float
+    ) -> producer_pb2.SubmitTaskResponse:
+        """Accept one task, or raise the DomainError that says why not; within `within` seconds either way."""
+        answer = (await self._submit([message], within))[0]
+        if isinstance(answer, DomainError):
+            raise answer
+        return _response(answer)
+
+    async def submit_many(
+        self, messages: Sequence[producer_pb2.SubmitTaskRequest], *, within: float
+    ) -> producer_pb2.SubmitTasksResponse:
+        """Accept each task on its own. Raises InvalidFields for none or too many, DatabaseUnavailable for all."""
+        if not 1 <= len(messages) <= MAX_REQUESTS:
+            said = f"there are {len(messages)}; 1 to {MAX_REQUESTS} are allowed"
+            raise InvalidFields.of([Violation("requests", said)])
+        answers = await self._submit(messages, within)
+        return producer_pb2.SubmitTasksResponse(results=[_result(answer) for answer in answers])
+
+    async def _submit(
+        self, messages: Sequence[producer_pb2.SubmitTaskRequest], within: float
+    ) -> list[Submitted | DomainError]:
+        try:
+            async with asyncio.timeout(within):
+                return await self._submit_all(messages, within)
+        except TimeoutError as error:
+            raise DatabaseUnavailable(
+                "Postgres did not answer in time; whether the task was accepted is unknown:"
+                " repeat the identical request with its idempotency key",
+                retry_after=RETRY_AFTER,
+            ) from error
+
+    async def _submit_all(
+        self, messages: Sequence[producer_pb2.SubmitTaskRequest], within: float
+    ) -> list[Submitted | DomainError]:
+        answers: list[Submitted | DomainError | None] = []
+        tasks: list[NewTask] = []
+        for index, message in enumerate(messages):
+            prepared = await self._prepare(message)
+            if isinstance(prepared, NewTask):
+                tasks.append(prepared)
+            answers.append(None if isinstance(prepared, NewTask) else prepared)
+            if index % _BREATH == _BREATH - 1:
+                await asyncio.sleep(0)
+        committed = iter(await self._commits.submit(tasks, within=within) if tasks else [])
+        return [_checked(next(committed)) if answer is None else answer for answer in answers]
+
+    async def _prepare(self, message: producer_pb2.SubmitTaskRequest) -> NewTask | Submitted | DomainError:
+        """A task to commit, the task that its key has brought before, or the refusal."""
+        now = datetime.now(UTC)
+        try:
+            request = validated(message, now)
+        except InvalidFields as refusal:
+            return refusal
+        try:
+            return await self._admission.admit(request, now)
+        except DatabaseUnavailable:
+            raise
+        except DomainError as refusal:
+            return await self._known(request) or refusal
+
+    async def _known(self, request: SubmitRequest) -> Submitted | DomainError | None:
+        """A refusal for time, load or registration does not hold for what was accepted before (design, rule 12)."""
+        if request.idempotency_key is None:
+            return None
+        found = await find_by_key(self._db, request.namespace, request.idempotency_key)
+        if found is None:
+            return None
+        task, fingerprint = found
+        return _checked(Submitted(task, created=False, reused=fingerprint != request.fingerprint))
+
+
+def _checked(answer: Submitted | InvalidFields) -> Submitted | DomainError:
+    if isinstance(answer, InvalidFields) or not answer.reused:
+        return answer
+    return KeyReused(
+        f"the idempotency key belongs to task {answer.task.id}, which was submitted with another request",
+        metadata={"id": str(answer.task.id)},
+    )
+
+
+def _response(answer: Submitted) -> producer_pb2.SubmitTaskResponse:
+    return producer_pb2.SubmitTaskResponse(task=task_message(answer.task), created=answer.created)
+
+
+def _result(answer: Submitted | DomainError) -> producer_pb2.SubmitTaskResult:
+    if isinstance(answer, Submitted):
+        return producer_pb2.SubmitTaskResult(response=_response(answer))
+    status = status_of(answer)
+    error = producer_pb2.SubmitError(code=status.code, message=status.message, details=status.details)
+    return producer_pb2.SubmitTaskResult(error=error)

@@ -1,0 +1,139 @@
+"""The status service put together: what it owns, in which order it starts, and how it stops."""
+
+from __future__ import annotations
+
+import asyncio
+
+from headrace.v1 import status_pb2_grpc
+from headrace_core.bus.connection import Bus
+from headrace_core.bus.declaration import StreamNames
+from headrace_core.db.pool import Database
+from headrace_core.errors import DatabaseUnavailable
+from headrace_core.rpc.server import GrpcServer
+from headrace_core.runtime.http import HttpServer
+from headrace_core.runtime.supervisor import Supervisor
+from headrace_core.settings.environment import ServiceSettings
+from headrace_core.tasks.reading import has_schema
+from headrace_core.telemetry import logs
+from status.discovery import Discovery
+from status.feed import Feed
+from status.hub import Hub
+from status.limits import WatchLimits
+from status.reads import SharedReads
+from status.servicer import FULL_NAME, StatusServicer
+from status.system import System
+from status.watch import Watches
+from status.web.app import web_app
+
+RETRY_SECONDS = 0.5
+CHECK_SECONDS = 2.0
+# Room for calls besides the most watches that may be open.
+OTHER_CALLS = 5_000
+
+log = logs.get(__name__)
+
+
+class StatusService:
+    """See headrace_core.runtime.service.Service."""
+
+    def __init__(self, settings: ServiceSettings, limits: WatchLimits | None = None) -> None:
+        limits = limits or WatchLimits()
+        self._grace = settings.grace_seconds
+        names = StreamNames(settings.stream_prefix, settings.subject_prefix)
+        self._db = Database(settings.database_url)
+        self._bus = Bus(settings.nats_url, name="status") if settings.broker == "nats" else None
+        self._hub = Hub(self._db, limits)
+        self._discovery = Discovery(self._db, limits)
+        self._reads = SharedReads(self._db)
+        self._feed = Feed(self._bus, names, self._hub, self._discovery, limits)
+        self._system = System(self._db, self._bus, names)
+        watches = Watches(self._hub, self._reads, self._discovery)
+        self._grpc = GrpcServer(settings.listen, name="status", max_calls=limits.max_watches + OTHER_CALLS)
+        servicer = StatusServicer(self._db, self._reads, watches, self._system)
+        self._grpc.add(status_pb2_grpc.add_StatusServiceServicer_to_server, servicer, FULL_NAME)
+        self._http = HttpServer(web_app(self._system), settings.http_listen)
+        self._supervisor = Supervisor()
+        self._grpc_address: str | None = None
+        self._http_address: str | None = None
+        self._database_problem = "Postgres has not answered yet"
+
+    @property
+    def supervisor(self) -> Supervisor:
+        """The background tasks."""
+        return self._supervisor
+
+    @property
+    def grpc_address(self) -> str | None:
+        """Where gRPC answers, once started."""
+        return self._grpc_address
+
+    @property
+    def http_address(self) -> str | None:
+        """Where the HTTP side answers, once started."""
+        return self._http_address
+
+    def problems(self) -> list[str]:
+        """Only Postgres keeps this service from working; without the bus it is slower by half a second."""
+        return [self._database_problem] if self._database_problem else []
+
+    async def start(self) -> None:
+        """Serve once Postgres has answered; the bus may come later."""
+        await self._db.open()
+        await self._wait_for_database()
+        if self._bus is not None:
+            await self._bus.connect()
+        await self._feed.start()
+        for name, work in (
+            ("watch reader", self._hub.run),
+            ("watch sweep", self._feed.run),
+            ("watch discovery", self._discovery.run),
+            ("database check", self._check_database),
+            ("drain watches", self._drain_watches),
+        ):
+            self._supervisor.spawn(name, work)
+        self._http_address = await self._http.start()
+        self._supervisor.spawn("http server", self._http.serve_until_closed, on_failure="stop")
+        self._grpc_address = await self._grpc.start()
+        self._grpc.set_serving(True)
+
+    async def drain(self) -> None:
+        """Streams end with DRAINING; calls in progress finish."""
+        self._hub.drain()
+        await self._grpc.stop(self._grace)
+
+    async def stop(self) -> None:
+        """Release everything. Idempotent."""
+        await self._grpc.stop(0.0)
+        await self._http.stop()
+        await self._feed.stop()
+        await self._supervisor.stop()
+        await self._system.close()
+        await self._reads.close()
+        if self._bus is not None:
+            await self._bus.close()
+        await self._db.close()
+
+    async def _wait_for_database(self) -> None:
+        """The runtime bounds the start; until then Postgres may take its time."""
+        while not await self._database_answers():
+            log.info(f"waiting for Postgres: {self._database_problem}", action="status.waiting")
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _check_database(self) -> None:
+        while True:
+            await asyncio.sleep(CHECK_SECONDS)
+            await self._database_answers()
+
+    async def _database_answers(self) -> bool:
+        try:
+            found = await has_schema(self._db, timeout=CHECK_SECONDS)
+        except DatabaseUnavailable as error:
+            self._database_problem = f"Postgres does not answer: {error.message}"
+        else:
+            self._database_problem = "" if found else "the database has no schema yet; run: headrace db migrate"
+        return not self._database_problem
+
+    async def _drain_watches(self) -> None:
+        """Whoever stops the server ends the streams: they would otherwise hold it up for the whole grace period."""
+        await self._grpc.draining.wait()
+        self._hub.drain()

@@ -1,0 +1,111 @@
+"""How the system is, judged from what its parts said. Pure: the questions are asked in system.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from headrace.v1 import status_pb2
+from headrace_core.bus.broker_status import BrokerView
+from headrace_core.tasks.kinds import ConsumerRow
+from headrace_core.tasks.queues import QueueFigures
+
+Health = status_pb2.HealthState.ValueType
+HEALTHY = status_pb2.HEALTH_STATE_HEALTHY
+DEGRADED = status_pb2.HEALTH_STATE_DEGRADED
+UNHEALTHY = status_pb2.HEALTH_STATE_UNHEALTHY
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the parts said. `database_problem`: Postgres does not answer, and why; then there are no figures and no
+    consumers. `broker` is None where the system runs without one by choice."""
+
+    database_problem: str = ""
+    queues: Sequence[QueueFigures] = ()
+    consumers: Sequence[ConsumerRow] = ()
+    broker: BrokerView | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The judgement: the worst of the parts that matter, with a sentence for everything that is wrong."""
+
+    health: Health
+    mode: status_pb2.DispatchMode.ValueType
+    has_fallback: bool
+    problems: list[str] = field(default_factory=list)
+
+
+def judge(parts: Parts) -> Verdict:
+    """UNHEALTHY: tasks can be neither accepted nor run. DEGRADED: they can, and something is missing."""
+    fatal = _fatal(parts)
+    minor = [*_broker_problems(parts.broker), *_queue_problems(parts)]
+    working = [consumer for consumer in parts.consumers if not consumer.draining]
+    return Verdict(
+        health=UNHEALTHY if fatal else DEGRADED if minor else HEALTHY,
+        mode=_mode(parts.broker),
+        has_fallback=not parts.database_problem and bool(working),
+        problems=[*fatal, *minor],
+    )
+
+
+def _fatal(parts: Parts) -> list[str]:
+    if parts.database_problem:
+        return [
+            f"{parts.database_problem}: tasks can be neither accepted, run nor read; "
+            "bring Postgres back, or correct HEADRACE_DATABASE_URL"
+        ]
+    if not parts.consumers:
+        return ["no consumer has reported in the last 15 s: tasks are accepted and wait; start a consumer"]
+    if all(consumer.draining for consumer in parts.consumers):
+        return ["every consumer is stopping: tasks are accepted and wait; start a consumer"]
+    return []
+
+
+def _broker_problems(broker: BrokerView | None) -> list[str]:
+    if broker is None or _works(broker):
+        return []
+    why = broker.problem or "it did not say why"
+    if not broker.connected:
+        return [f"NATS is away ({why}): work travels through Postgres meanwhile; bring NATS back"]
+    if not broker.jetstream:
+        return [f"JetStream does not answer ({why}): work travels through Postgres; enable it for this account"]
+    return [f"streams are missing ({why}): work travels through Postgres; run: headrace topology apply"]
+
+
+def _queue_problems(parts: Parts) -> list[str]:
+    pulled = {queue for consumer in parts.consumers if not consumer.draining for queue in consumer.queues}
+    problems: list[str] = []
+    for queue in parts.queues:
+        settings = queue.settings
+        if queue.backlog and parts.consumers and settings.name not in pulled and queue.paused_at is None:
+            problems.append(f"queue {settings.name}: {queue.backlog} tasks are due and no consumer pulls it; start one")
+        if queue.backlog + queue.delayed >= settings.max_backlog:
+            problems.append(
+                f"queue {settings.name}: max_backlog ({settings.max_backlog}) is reached and submits are refused; "
+                "add consumers, purge, or raise it"
+            )
+        if queue.dead_letters >= settings.max_dead_letters:
+            problems.append(
+                f"queue {settings.name}: max_dead_letters ({settings.max_dead_letters}) is reached and submits are "
+                "refused; redrive or discard some"
+            )
+    return problems
+
+
+def _works(broker: BrokerView) -> bool:
+    return broker.connected and broker.jetstream and broker.task_stream and broker.dead_letter_stream
+
+
+def _mode(broker: BrokerView | None) -> status_pb2.DispatchMode.ValueType:
+    if broker is None:
+        return status_pb2.DISPATCH_MODE_POSTGRES
+    if broker.connected and broker.jetstream and broker.task_stream:
+        return status_pb2.DISPATCH_MODE_BROKER
+    return status_pb2.DISPATCH_MODE_FALLBACK
+
+
+def word(health: Health) -> str:
+    """`healthy`, `degraded` or `unhealthy`, as the HTTP side says it."""
+    return status_pb2.HealthState.Name(health).removeprefix("HEALTH_STATE_").lower()

@@ -1,0 +1,57 @@
+"""The smallest context that a handler can be given: it records what the handler reports."""
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from consumer.builtin import Analyze
+
+
+class SilentLog:
+    def debug(self, event: str, **fields: Any) -> None: ...
+    def info(self, event: str, **fields: Any) -> None: ...
+    def warning(self, event: str, **fields: Any) -> None: ...
+    def error(self, event: str, **fields: Any) -> None: ...
+
+
+@dataclass
+class RecordingContext:
+    task_id: str = "0190d1a0-0000-7000-8000-000000000000"
+    attempt: int = 1
+    epoch: int = 1
+    deadline: datetime | None = None
+    restored: Any = None
+    shard_index: int | None = None
+    log: SilentLog = field(default_factory=SilentLog)
+    usage: dict[str, float] = field(default_factory=dict)
+    fractions: list[float] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+    some_output: asyncio.Event = field(default_factory=asyncio.Event)
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def count(self, name: str, amount: float = 1) -> None:
+        self.usage[name] = self.usage.get(name, 0) + amount
+
+    async def progress(self, fraction: float, message: str = "") -> None:
+        self.fractions.append(fraction)
+
+    async def output(self, text: str) -> None:
+        self.outputs.append(text)
+        self.some_output.set()
+
+    async def checkpoint(self, data: Any) -> None: ...
+
+
+async def analysed(handler: Analyze, input: Any, context: RecordingContext | None = None) -> dict[str, Any]:
+    """Plan, every shard, merge; each value through JSON, as the store hands it on."""
+    ctx = context or RecordingContext()
+    shards = through_json(await handler.plan(ctx, input))
+    parts = through_json([await handler.run_shard(ctx, shard) for shard in shards])
+    result: dict[str, Any] = through_json(await handler.merge(ctx, input, parts))
+    return result
+
+
+def through_json(value: Any) -> Any:
+    return json.loads(json.dumps(value, allow_nan=False))
