@@ -58,6 +58,10 @@ class Attempt:
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._timers: list[asyncio.TimerHandle] = []
 
+    def is_to_end(self) -> bool:
+        """Whether it is to end, for whatever cause."""
+        return self.cause is not None
+
     def ask(self) -> None:
         """Tell the handler, through ctx.cancelled, that it should end soon."""
         self.asked = True
@@ -65,7 +69,7 @@ class Attempt:
             self.on_asked()
 
     def end(self, cause: Cause, grace: float = CANCEL_GRACE_SECONDS) -> None:
-        """Interrupt the handler; after `grace` seconds it is given up. A cause that forbids settling overrides others."""
+        """Interrupt the handler; after `grace` seconds it is given up. A cause that forbids settling overrides."""
         if self.settling or self._over.done():
             self._override(cause)
             return
@@ -78,7 +82,7 @@ class Attempt:
 
     async def turn(self, places: asyncio.Semaphore) -> bool:
         """Wait for a place, which the caller releases; False if the attempt is to end before it has one."""
-        if self.cause is not None:
+        if self.is_to_end():
             return False
         waiting = asyncio.ensure_future(places.acquire())
         self._interrupt = waiting.cancel
@@ -92,7 +96,7 @@ class Attempt:
             self._interrupt = None
         if waiting.cancelled():
             return False
-        if self.cause is not None:
+        if self.is_to_end():
             places.release()
             return False
         return True

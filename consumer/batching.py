@@ -115,7 +115,7 @@ class Batcher:
                 return
             try:
                 answers = _matched(await self._call(batch), len(batch.members))
-            except BaseException as error:  # noqa: BLE001 - whatever a handler raises is the outcome of each
+            except BaseException as error:
                 answers = [error] * len(batch.members)
                 if isinstance(error, asyncio.CancelledError) and _cancelling():
                     raise

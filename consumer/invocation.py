@@ -34,13 +34,11 @@ def function_of(handler: RegisteredHandler, unit_type: UnitType) -> Callable[...
     if handler.sharded is None:
         assert handler.function is not None
         return handler.function
-    methods = {"SHARD": handler.sharded.run_shard, "MERGE": handler.sharded.merge}
+    methods: dict[str, Callable[..., Any]] = {"SHARD": handler.sharded.run_shard, "MERGE": handler.sharded.merge}
     return methods.get(unit_type, handler.sharded.plan)
 
 
-def arguments_of(
-    handler: RegisteredHandler, unit_type: UnitType, payload: bytes, parts: Sequence[bytes]
-) -> list[Any]:
+def arguments_of(handler: RegisteredHandler, unit_type: UnitType, payload: bytes, parts: Sequence[bytes]) -> list[Any]:
     """What follows the context in the call.
 
     Raises:

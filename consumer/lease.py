@@ -39,7 +39,8 @@ class LeaseKeeper:
         self._stop = threading.Event()
         self._stop_here: Callable[[], None] | None = None
         self._thread: threading.Thread | None = None
-        self._failure: BaseException | None = None
+        self._failure: Exception | None = None
+        self._ended = asyncio.Event()
 
     def hold(self, lease: Lease) -> None:
         """Renew this one from now on."""
@@ -52,10 +53,11 @@ class LeaseKeeper:
             if self._leases.get(lease.unit_id) == lease:
                 del self._leases[lease.unit_id]
 
-    @property
-    def failure(self) -> BaseException | None:
-        """What ended the thread before its time: fatal for a consumer, whose leases all run out."""
-        return self._failure
+    async def watch(self) -> None:
+        """Wait for the thread to end; raises what ended it before its time: fatal, for all leases run out."""
+        await self._ended.wait()
+        if self._failure is not None:
+            raise self._failure
 
     def start(self) -> None:
         """Start the thread. Idempotent."""
@@ -76,9 +78,12 @@ class LeaseKeeper:
     def _live(self) -> None:
         try:
             asyncio.run(self._keep())
-        except BaseException as error:
+        except Exception as error:
             self._failure = error
             log.critical("the renewal of leases has ended", action="lease.failed", exc_info=error)
+        finally:
+            if not self._home.is_closed():
+                self._home.call_soon_threadsafe(self._ended.set)
 
     async def _keep(self) -> None:
         stopped = asyncio.Event()
@@ -104,9 +109,7 @@ class LeaseKeeper:
                 held = await renew(database, part, timeout=limit)
             except DatabaseUnavailable as error:
                 # Nothing is lost by that: whoever takes over must have seen the lease unchanged in working rounds.
-                log.warning(
-                    "leases not renewed", action="lease.not_renewed", leases=len(leases), error=error.message
-                )
+                log.warning("leases not renewed", action="lease.not_renewed", leases=len(leases), error=error.message)
                 return
             self._report_lost([lease for lease in part if lease.unit_id not in held])
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeGuard
 
 import pydantic
 
@@ -119,9 +119,15 @@ def _handlers_of(module: ModuleType) -> Iterator[RegisteredHandler]:
         declaration = declaration_of(value)
         if declaration is not None:
             yield _of_function(declaration)
-        elif inspect.isclass(value) and issubclass(value, ShardedHandler) and value is not ShardedHandler:
-            if not inspect.isabstract(value) and hasattr(value, "kind"):
-                yield _of_class(value)
+        elif _is_sharded(value):
+            yield _of_class(value)
+
+
+def _is_sharded(value: object) -> TypeGuard[type[ShardedHandler]]:
+    """A finished subclass. One without a kind, or with abstract methods, is a base of the user's own."""
+    if not inspect.isclass(value) or not issubclass(value, ShardedHandler) or value is ShardedHandler:
+        return False
+    return hasattr(value, "kind") and not inspect.isabstract(value)
 
 
 def _of_function(declaration: HandlerDeclaration) -> RegisteredHandler:

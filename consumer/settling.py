@@ -28,11 +28,9 @@ class _Waiting:
 
 
 class Settler:
-    """Settles one batch after the other. `on_settled` is told of every committed batch, before the answers are given."""
+    """Settles one batch after the other. `on_settled` is told of every commit, before the answers."""
 
-    def __init__(
-        self, database: Database, sharded: Sequence[str], on_settled: Callable[[Settlements], None]
-    ) -> None:
+    def __init__(self, database: Database, sharded: Sequence[str], on_settled: Callable[[Settlements], None]) -> None:
         self._database = database
         self._sharded = sharded
         self._on_settled = on_settled
@@ -124,9 +122,7 @@ class Settler:
 
 def refused(settlement: Settlement, error: DataRejected) -> Fail:
     """What becomes of a settlement whose data Postgres refuses: no retry of the handler would mend it."""
-    return Fail(
-        settlement.lease, "failure", "NON_RETRYABLE", error_json("NON_RETRYABLE", "DataRejected", str(error))
-    )
+    return Fail(settlement.lease, "failure", "NON_RETRYABLE", error_json("NON_RETRYABLE", "DataRejected", str(error)))
 
 
 def _count(settlement: Settlement, answer: Settled) -> None:

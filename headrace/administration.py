@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from datetime import datetime
 
 from headrace.config import ClientConfig
@@ -74,7 +74,8 @@ class DeadLetters:
 
     async def redrive(
         self,
-        *ids: str,
+        ids: Iterable[str] = (),
+        *,
         filter: dead_letter_pb2.DeadLetterFilter | None = None,
         rate: float = 0.0,
         dry_run: bool = False,
@@ -89,7 +90,7 @@ class DeadLetters:
         DeadlinePassedError.
         """
         request = dead_letter_pb2.RedriveDeadLettersRequest(
-            ids=ids,
+            ids=_ids(ids),
             filter=filter,
             rate=rate,
             dry_run=dry_run,
@@ -100,13 +101,14 @@ class DeadLetters:
 
     async def discard(
         self,
-        *ids: str,
+        ids: Iterable[str] = (),
+        *,
         filter: dead_letter_pb2.DeadLetterFilter | None = None,
         dry_run: bool = False,
         timeout: float | None = None,
     ) -> dead_letter_pb2.DiscardDeadLettersResponse:
         """Close dead letters for good; arguments and errors as `redrive`."""
-        request = dead_letter_pb2.DiscardDeadLettersRequest(ids=ids, filter=filter, dry_run=dry_run)
+        request = dead_letter_pb2.DiscardDeadLettersRequest(ids=_ids(ids), filter=filter, dry_run=dry_run)
         return await self._connection.ask(self._stub.DiscardDeadLetters, request, timeout or self._config.timeout)
 
     @property
@@ -153,6 +155,11 @@ class Queues:
     def _stub(self) -> queue_pb2_grpc.QueueServiceAsyncStub:
         stub: queue_pb2_grpc.QueueServiceAsyncStub = self._connection.stub(queue_pb2_grpc.QueueServiceStub)
         return stub
+
+
+def _ids(ids: Iterable[str]) -> tuple[str, ...]:
+    # A single id is an iterable of its characters, and an easy mistake.
+    return (ids,) if isinstance(ids, str) else tuple(ids)
 
 
 def _reason(name: str) -> Reason.ValueType:

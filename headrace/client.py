@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Literal, Self, TypeAlias, overload
+from typing import Literal, Self, TypeAlias, TypedDict, Unpack, overload
 
 import grpc
 
@@ -39,6 +39,18 @@ from headrace.v1 import producer_pb2, producer_pb2_grpc, task_pb2
 
 Tasks: TypeAlias = list[task_pb2.Task]
 Outcomes: TypeAlias = list[task_pb2.Task | HeadraceError]
+
+
+class TaskOptions(TypedDict, total=False):
+    """What `submit_many` may say about all of its tasks; see `Client.submit`."""
+
+    queue: str
+    labels: Mapping[str, str]
+    priority: PriorityName
+    run_at: datetime
+    delay: timedelta | float
+    deadline: datetime | timedelta
+    max_attempts: int
 
 
 class Client(Reader):
@@ -169,6 +181,7 @@ class Client(Reader):
         kind: str | None = None,
         return_errors: Literal[False] = False,
         timeout: float | None = None,
+        **options: Unpack[TaskOptions],
     ) -> Tasks: ...
     @overload
     async def submit_many(
@@ -178,6 +191,7 @@ class Client(Reader):
         kind: str | None = None,
         return_errors: Literal[True],
         timeout: float | None = None,
+        **options: Unpack[TaskOptions],
     ) -> Outcomes: ...
     async def submit_many(
         self,
@@ -186,18 +200,20 @@ class Client(Reader):
         kind: str | None = None,
         return_errors: bool = False,
         timeout: float | None = None,
+        **options: Unpack[TaskOptions],
     ) -> Tasks | Outcomes:
         """Submit any number of tasks, 500 in a call, and return them in order.
 
-        `items` are payloads, all of `kind`, or requests made by `request`. `timeout` (seconds) is for each call,
-        repeats included. If some are not accepted: with `return_errors` the error stands in the task's place, otherwise
+        `items` are payloads, all of `kind` and with the same `options` (as `submit`, without a key), or requests made
+        by `request`. `timeout` (seconds) is for each call, repeats included. If some are not accepted: with
+        `return_errors` the error stands in the task's place, otherwise
         SubmitManyError is raised, which carries all results.
         """
         many = ManySubmits(
             lambda request, seconds: self._producer.ask(self._stub.SubmitTasks, request, seconds),
             timeout or self.config.timeout,
         )
-        outcomes = await many.run(items, lambda item: self._as_request(item, kind))
+        outcomes = await many.run(items, lambda item: self._as_request(item, kind, options))
         if not return_errors and any(isinstance(outcome, HeadraceError) for outcome in outcomes):
             raise SubmitManyError(outcomes)
         return outcomes
@@ -208,12 +224,12 @@ class Client(Reader):
         response = await self._producer.ask(self._stub.CancelTask, request, timeout or self.config.timeout)
         return response.task
 
-    def _as_request(self, item: Item, kind: str | None) -> producer_pb2.SubmitTaskRequest:
+    def _as_request(self, item: Item, kind: str | None, options: TaskOptions) -> producer_pb2.SubmitTaskRequest:
         if not isinstance(item, producer_pb2.SubmitTaskRequest):
             if kind is None:
                 what = "needed for payloads; only requests made by `request` bring their own"
                 raise InvalidFieldsError(f"kind: {what}", violations=[Violation("kind", what)])
-            return self.request(kind, item)
+            return self.request(kind, item, **options)
         if item.HasField("idempotency_key"):
             return item
         # Without a key a repeat would be a second task.

@@ -12,6 +12,7 @@ from headrace_core.errors import DatabaseUnavailable
 from headrace_core.rpc.server import GrpcServer
 from headrace_core.runtime.supervisor import Supervisor
 from headrace_core.settings.environment import ServiceSettings
+from headrace_core.settings.errors import SettingsError
 from headrace_core.tasks import queues
 from headrace_core.telemetry import logs
 from producer.admission import Admission
@@ -108,6 +109,7 @@ class ProducerService:
         """Postgres may be away for a moment while everything starts; the process limits the whole start."""
         while True:
             try:
+                await self._refuse_a_useless_database()
                 await queues.declare(self._db, self._settings.topology.queues.values())
                 await self._loads.refresh()
             except DatabaseUnavailable as error:
@@ -115,6 +117,16 @@ class ProducerService:
                 await asyncio.sleep(START_AGAIN_SECONDS)
             else:
                 return
+
+    async def _refuse_a_useless_database(self) -> None:
+        """Without its schema nothing works; without fsync a commit would promise nothing (promise G1)."""
+        (found,) = await self._db.fetch(
+            "select current_setting('fsync') as fsync, to_regclass('headrace_core.units')::text as units"
+        )
+        if found["fsync"] != "on":
+            raise SettingsError("Postgres runs with fsync = off; an accepted task could be lost: switch it on")
+        if found["units"] is None:
+            raise SettingsError("the database has no schema of Headrace; run: headrace db migrate")
 
     def _build_server(self, redrive: Redrive) -> GrpcServer:
         server = GrpcServer(self._settings.listen, name="producer")

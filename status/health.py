@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from headrace.v1 import status_pb2
 from headrace_core.bus.broker_status import BrokerView
 from headrace_core.tasks.kinds import ConsumerRow
 from headrace_core.tasks.queues import QueueFigures
 
-Health = status_pb2.HealthState.ValueType
+Health: TypeAlias = status_pb2.HealthState.ValueType
 HEALTHY = status_pb2.HEALTH_STATE_HEALTHY
 DEGRADED = status_pb2.HEALTH_STATE_DEGRADED
 UNHEALTHY = status_pb2.HEALTH_STATE_UNHEALTHY

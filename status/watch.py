@@ -69,6 +69,9 @@ class _Watch:
     async def of_tasks(self, task_ids: Sequence[UUID], after: dict[UUID, int]) -> AsyncIterator[TaskEvent]:
         """Until the last of these tasks has ended."""
         stands = await self._stands(task_ids, after)
+        for task_id in task_ids:
+            if task_id not in stands:
+                raise not_found(task_id)
         for chunk in _chunks(task_ids):
             async for event in self._begin(chunk, after, stands):
                 yield event
@@ -80,7 +83,8 @@ class _Watch:
         """Until the client leaves."""
         stands = await self._stands(list(after), after)
         self._follow = follow
-        task_ids = list(dict.fromkeys([*after, *await follow.unfinished()]))
+        # What retention has removed since the client saw it has no more to show.
+        task_ids = list(dict.fromkeys([*stands, *await follow.unfinished()]))
         for chunk in _chunks(task_ids):
             async for event in self._begin(chunk, after, stands):
                 yield event
@@ -102,18 +106,15 @@ class _Watch:
     # -- beginning ------------------------------------------------------------------------------------------------
 
     async def _stands(self, task_ids: Sequence[UUID], after: dict[UUID, int]) -> dict[UUID, Position]:
-        """Where the tasks stand; everything that can be wrong with the request is found before the first event."""
+        """Where those of the tasks that exist stand; a stream learns that it cannot resume before its first event."""
         stands = await self._reads.positions.get_many(task_ids)
-        for task_id in task_ids:
-            if task_id not in stands:
-                raise not_found(task_id)
         for task_id, sequence in after.items():
-            if sequence > stands[task_id].sequence:
+            if task_id in stands and sequence > stands[task_id].sequence:
                 raise SequenceBeyondEnd(
                     f"task {task_id} has {stands[task_id].sequence} events so far; none is to be seen after {sequence}",
                     metadata={"id": str(task_id), "sequence": str(stands[task_id].sequence)},
                 )
-        return {task_id: stands[task_id] for task_id in after}
+        return stands
 
     async def _begin(
         self, task_ids: Sequence[UUID], after: dict[UUID, int], stands: dict[UUID, Position]

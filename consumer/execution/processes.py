@@ -259,4 +259,3 @@ def _outcome_of(frame: Frame) -> Outcome | None:
             return Raised(frame["error"], frame["message"], frame["retryable"], frame["retry_after"])
         case _:
             return None
-

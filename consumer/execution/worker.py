@@ -191,7 +191,7 @@ def main(arguments: list[str]) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logs.configure(level, "console" if log_format == "console" else "json", "consumer")
     connection = socket.socket(fileno=int(descriptor))
-    connection.setblocking(True)  # noqa: FBT003 - the socket's own interface
+    connection.setblocking(True)
     registry = collect(modules)
     channel = Channel(connection)
     threading.Thread(target=channel.listen, name="worker-channel", daemon=True).start()

@@ -117,7 +117,7 @@ async def redrive(
     matched = redriven = skipped = 0
     while True:
         response = await session.client.dead_letters.redrive(
-            *choice.ids, filter=choice.filter, rate=rate, dry_run=dry_run, payload=content, deadline=new_deadline
+            choice.ids, filter=choice.filter, rate=rate, dry_run=dry_run, payload=content, deadline=new_deadline
         )
         matched, redriven, skipped = (
             matched + response.matched,
@@ -150,7 +150,7 @@ async def discard(
         letters = [letter.id async for letter in session.client.dead_letters.list(choice.filter)]
     matched = discarded = 0
     while True:
-        response = await session.client.dead_letters.discard(*choice.ids, filter=choice.filter, dry_run=dry_run)
+        response = await session.client.dead_letters.discard(choice.ids, filter=choice.filter, dry_run=dry_run)
         matched, discarded = matched + response.matched, discarded + response.discarded
         if choice.filter is None or response.discarded == 0 or response.matched < MATCHES_PER_CALL:
             break

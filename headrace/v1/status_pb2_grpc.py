@@ -45,12 +45,12 @@ class StatusServiceStub(object):
                 request_serializer=headrace_dot_v1_dot_status__pb2.ListTasksRequest.SerializeToString,
                 response_deserializer=headrace_dot_v1_dot_status__pb2.ListTasksResponse.FromString,
                 _registered_method=True)
-        self.WatchTask = channel.unary_unary(
+        self.WatchTask = channel.unary_stream(
                 '/headrace.v1.StatusService/WatchTask',
                 request_serializer=headrace_dot_v1_dot_status__pb2.WatchTaskRequest.SerializeToString,
                 response_deserializer=headrace_dot_v1_dot_status__pb2.WatchTaskResponse.FromString,
                 _registered_method=True)
-        self.WatchTasks = channel.unary_unary(
+        self.WatchTasks = channel.unary_stream(
                 '/headrace.v1.StatusService/WatchTasks',
                 request_serializer=headrace_dot_v1_dot_status__pb2.WatchTasksRequest.SerializeToString,
                 response_deserializer=headrace_dot_v1_dot_status__pb2.WatchTasksResponse.FromString,
@@ -130,12 +130,12 @@ def add_StatusServiceServicer_to_server(servicer, server):
                     request_deserializer=headrace_dot_v1_dot_status__pb2.ListTasksRequest.FromString,
                     response_serializer=headrace_dot_v1_dot_status__pb2.ListTasksResponse.SerializeToString,
             ),
-            'WatchTask': grpc.unary_unary_rpc_method_handler(
+            'WatchTask': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchTask,
                     request_deserializer=headrace_dot_v1_dot_status__pb2.WatchTaskRequest.FromString,
                     response_serializer=headrace_dot_v1_dot_status__pb2.WatchTaskResponse.SerializeToString,
             ),
-            'WatchTasks': grpc.unary_unary_rpc_method_handler(
+            'WatchTasks': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchTasks,
                     request_deserializer=headrace_dot_v1_dot_status__pb2.WatchTasksRequest.FromString,
                     response_serializer=headrace_dot_v1_dot_status__pb2.WatchTasksResponse.SerializeToString,
@@ -227,7 +227,7 @@ class StatusService(object):
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/headrace.v1.StatusService/WatchTask',
@@ -254,7 +254,7 @@ class StatusService(object):
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/headrace.v1.StatusService/WatchTasks',

@@ -33,7 +33,7 @@ class StatusServiceStub:
     ]
     """Tasks, newest first. INVALID_ARGUMENT (INVALID_FIELDS, PAGE_TOKEN_INVALID)."""
 
-    WatchTask: grpc.UnaryUnaryMultiCallable[
+    WatchTask: grpc.UnaryStreamMultiCallable[
         headrace.v1.status_pb2.WatchTaskRequest,
         headrace.v1.status_pb2.WatchTaskResponse,
     ]
@@ -43,7 +43,7 @@ class StatusServiceStub:
     RESOURCE_EXHAUSTED (SERVER_LIMIT).
     """
 
-    WatchTasks: grpc.UnaryUnaryMultiCallable[
+    WatchTasks: grpc.UnaryStreamMultiCallable[
         headrace.v1.status_pb2.WatchTasksRequest,
         headrace.v1.status_pb2.WatchTasksResponse,
     ]
@@ -78,7 +78,7 @@ class StatusServiceAsyncStub:
     ]
     """Tasks, newest first. INVALID_ARGUMENT (INVALID_FIELDS, PAGE_TOKEN_INVALID)."""
 
-    WatchTask: grpc.aio.UnaryUnaryMultiCallable[
+    WatchTask: grpc.aio.UnaryStreamMultiCallable[
         headrace.v1.status_pb2.WatchTaskRequest,
         headrace.v1.status_pb2.WatchTaskResponse,
     ]
@@ -88,7 +88,7 @@ class StatusServiceAsyncStub:
     RESOURCE_EXHAUSTED (SERVER_LIMIT).
     """
 
-    WatchTasks: grpc.aio.UnaryUnaryMultiCallable[
+    WatchTasks: grpc.aio.UnaryStreamMultiCallable[
         headrace.v1.status_pb2.WatchTasksRequest,
         headrace.v1.status_pb2.WatchTasksResponse,
     ]
@@ -132,7 +132,7 @@ class StatusServiceServicer(metaclass=abc.ABCMeta):
         self,
         request: headrace.v1.status_pb2.WatchTaskRequest,
         context: _ServicerContext,
-    ) -> typing.Union[headrace.v1.status_pb2.WatchTaskResponse, collections.abc.Awaitable[headrace.v1.status_pb2.WatchTaskResponse]]:
+    ) -> typing.Union[collections.abc.Iterator[headrace.v1.status_pb2.WatchTaskResponse], collections.abc.AsyncIterator[headrace.v1.status_pb2.WatchTaskResponse]]:
         """One task, live (promise G6): without after_sequence a snapshot, with it none; then every later event once, in order;
         ends with OK after the terminal event. A task that has ended: snapshot (or the missing events), then OK.
         NOT_FOUND (TASK_NOT_FOUND), OUT_OF_RANGE (SEQUENCE_BEYOND_END), UNAVAILABLE (DRAINING: connect again and resume),
@@ -144,7 +144,7 @@ class StatusServiceServicer(metaclass=abc.ABCMeta):
         self,
         request: headrace.v1.status_pb2.WatchTasksRequest,
         context: _ServicerContext,
-    ) -> typing.Union[headrace.v1.status_pb2.WatchTasksResponse, collections.abc.Awaitable[headrace.v1.status_pb2.WatchTasksResponse]]:
+    ) -> typing.Union[collections.abc.Iterator[headrace.v1.status_pb2.WatchTasksResponse], collections.abc.AsyncIterator[headrace.v1.status_pb2.WatchTasksResponse]]:
         """Many tasks on one stream, each with the promises of WatchTask. By ids: ends after the last terminal event. By label:
         includes tasks created later and ends only when the client leaves. Errors as WatchTask.
         """

@@ -9,7 +9,6 @@ again on every connection.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,7 @@ from nats.aio.client import Client
 from nats.aio.subscription import Subscription as ClientSubscription
 from nats.errors import Error as ClientError
 
-from headrace_core.bus.errors import BusError, BusUnavailable, JetStreamMissing, from_answer, from_client
+from headrace_core.bus.errors import CLIENT_ERRORS, BusError, BusUnavailable, JetStreamMissing, from_answer, from_client
 from headrace_core.bus.wire import DirectClient, Incoming, publish_command
 from headrace_core.telemetry import logs
 
@@ -34,8 +33,6 @@ DEFAULT_MAX_PAYLOAD = 1024 * 1024  # the server tells its own
 REQUEST_SECONDS = 5.0
 # While a server is frozen nats-py buffers without a bound. Beyond this much we are as good as disconnected.
 MAX_BUFFERED_BYTES = 16 * 1024 * 1024
-# Everything that nats-py, its transport and asyncio raise for a connection that is not there or does not answer.
-CLIENT_ERRORS = (ClientError, OSError, TimeoutError, RuntimeError, AttributeError, AssertionError)
 
 StateCallback = Callable[[bool], None]
 MessageCallback = Callable[[Incoming], None]
@@ -295,10 +292,10 @@ class Bus:
                 )
         except CLIENT_ERRORS as error:
             self._problem = str(client.last_error or error) or type(error).__name__
-            await _discard(client)
+            await client.discard(CLOSE_SECONDS)
             return None
         except BaseException:
-            await _discard(client)
+            await client.discard(CLOSE_SECONDS)
             raise
         return client
 
@@ -316,7 +313,7 @@ class Bus:
             self._client = None
             self._jetstream = False
             self._announce(connected=False)
-            await _discard(client)
+            await client.discard(CLOSE_SECONDS)
 
     async def _until_lost(self, client: Client) -> None:
         """Return once the connection is lost.
@@ -383,22 +380,3 @@ def _parsed(subject: str, data: bytes) -> dict[str, Any]:
     if "error" in answer:
         raise from_answer(subject, answer["error"])
     return answer
-
-
-async def _discard(client: Client) -> None:
-    """Close a client within CLOSE_SECONDS, by force if its socket does not drain."""
-    try:
-        async with asyncio.timeout(CLOSE_SECONDS):
-            await client.close()
-    except CLIENT_ERRORS as error:
-        _log.debug("a connection did not close by itself", action="bus_close_forced", error=str(error))
-    finally:
-        _abort(client)
-
-
-def _abort(client: Client) -> None:
-    # WebSocket transports have no such writer; they close their own session.
-    writer: asyncio.StreamWriter | None = getattr(client._transport, "_io_writer", None)
-    if writer is not None:
-        with contextlib.suppress(AttributeError):  # what asyncio raises for a transport that is closed already
-            writer.transport.abort()

@@ -18,6 +18,9 @@ MESSAGE_NOT_FOUND = 10037
 # Not enabled on the server, not enabled for the account, JetStream out of service.
 NO_JETSTREAM = frozenset({10039, 10076, 10008})
 
+# Everything that nats-py, its transport and asyncio raise for a connection that is not there or does not answer.
+CLIENT_ERRORS = (nats_errors.Error, OSError, TimeoutError, RuntimeError, AttributeError, AssertionError)
+
 
 class BusError(Exception):
     """Something on the bus failed. `message` is one sentence: what, where, what to do."""

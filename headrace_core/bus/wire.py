@@ -7,16 +7,20 @@ its parser straight to a callback. What it does well stays its own: connecting, 
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import re
 from collections.abc import Callable, Mapping
 
 from nats.aio.client import Client
 
-from headrace_core.bus.errors import RequestRefused
+from headrace_core.bus.errors import CLIENT_ERRORS, RequestRefused
+from headrace_core.telemetry import logs
 
 VERSION = b"NATS/1.0"
 _BAD_SUBJECT = re.compile(r"[ \t\r\n]|^$")
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_log = logs.get("headrace.bus")
 _LINE_ENDS = str.maketrans({"\r": " ", "\n": " "})
 
 
@@ -50,6 +54,24 @@ class DirectClient(Client):
             await super()._process_msg(sid, subject, reply, data, headers)  # type: ignore[arg-type]
         else:
             callback(Incoming(subject.decode(), reply.decode(), data, headers))
+
+    async def discard(self, within: float) -> None:
+        """Close for good, sending what is buffered; by force if that takes longer than `within` seconds."""
+        try:
+            async with asyncio.timeout(within):
+                await self.close()
+        except CLIENT_ERRORS as error:
+            _log.debug("a connection did not close by itself", action="bus_close_forced", error=str(error))
+        finally:
+            self._abort()
+
+    def _abort(self) -> None:
+        # A frozen server takes nothing, and a socket with data to send never closes by itself. WebSocket transports
+        # have no such writer; they close their own session.
+        writer: asyncio.StreamWriter | None = getattr(self._transport, "_io_writer", None)
+        if writer is not None:
+            with contextlib.suppress(AttributeError):  # what asyncio raises for a transport that is closed already
+                writer.transport.abort()
 
 
 def publish_command(

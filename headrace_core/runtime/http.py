@@ -28,6 +28,7 @@ class HttpServer:
         self._name = name
         self._server = _Embedded(config)
         self._task: asyncio.Task[None] | None = None
+        self._stopping = False
 
     async def start(self) -> str:
         """Bind and serve; returns the bound host:port. Raises SettingsError if the address cannot be bound."""
@@ -47,15 +48,19 @@ class HttpServer:
     async def serve_until_closed(self) -> None:
         """Wait, without a limit, until the server ends; raises if it does so without `stop`. Supervise with "stop"."""
         assert self._task is not None, "start comes first"
-        await asyncio.shield(self._task)
-        if not self._server.should_exit:
-            raise RuntimeError(f"the {self._name} server has ended by itself")
+        # Not awaited: who cancels this wait does not mean the server, nor is the server's cancellation ours.
+        await asyncio.wait({self._task})
+        if self._stopping:
+            return
+        error = None if self._task.cancelled() else self._task.exception()
+        raise RuntimeError(f"the {self._name} server has ended by itself") from error
 
     async def stop(self, within: float = 3.0) -> None:
         """Close the port; requests in progress get one second, then are cut. Idempotent, legal before start."""
-        task, self._task = self._task, None
-        if task is None:
+        task = self._task
+        if task is None or self._stopping:
             return
+        self._stopping = True
         self._server.should_exit = True
         _done, pending = await asyncio.wait({task}, timeout=within)
         if pending:

@@ -73,14 +73,12 @@ def _processors(service: str) -> list[Processor]:
 
 
 def _finishers(log_format: LogFormat) -> list[Processor]:
-    if log_format == "console":
-        return [_cut_passwords, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
     # The exception becomes text first: addresses with passwords stand in tracebacks too.
-    return [
-        structlog.processors.format_exc_info,
-        _cut_passwords,
-        structlog.processors.JSONRenderer(default=str),
-    ]
+    cut: list[Processor] = [structlog.processors.format_exc_info, _cut_passwords]
+    if log_format == "json":
+        return [*cut, structlog.processors.JSONRenderer(default=str)]
+    plain = structlog.dev.plain_traceback
+    return [*cut, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
 
 
 def _cut_passwords(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

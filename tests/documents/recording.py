@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from consumer.builtin import Analyze
+from headrace.handlers import Log
 
 
 class SilentLog:
@@ -24,7 +25,7 @@ class RecordingContext:
     deadline: datetime | None = None
     restored: Any = None
     shard_index: int | None = None
-    log: SilentLog = field(default_factory=SilentLog)
+    log: Log = field(default_factory=SilentLog)
     usage: dict[str, float] = field(default_factory=dict)
     fractions: list[float] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)

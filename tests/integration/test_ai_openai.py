@@ -36,7 +36,13 @@ class Exchange:
     """One request, and the means to answer it."""
 
     body: dict[str, Any]
+    reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
+
+    async def hung_up(self) -> None:
+        """Wait until the client has closed the connection."""
+        async with asyncio.timeout(20):
+            assert await self.reader.read() == b""
 
     async def answer(self, status: int, body: Any, **headers: str) -> None:
         content = json.dumps(body).encode()
@@ -88,7 +94,6 @@ class InferenceServer:
     url: str = ""
     behaviours: list[Behaviour] = field(default_factory=list)
     bodies: list[dict[str, Any]] = field(default_factory=list)
-    gone: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -97,14 +102,13 @@ class InferenceServer:
         except (ConnectionError, asyncio.IncompleteReadError):
             pass  # the client went away, as it does at the end of every test
         finally:
-            self.gone.set()
             writer.close()
 
     async def _one_request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
         length = next((int(line[15:]) for line in head.split("\r\n") if line.startswith("content-length:")), 0)
         body = json.loads(await reader.readexactly(length) or b"{}")
-        exchange = Exchange(body, writer)
+        exchange = Exchange(body, reader, writer)
         if f"authorization: bearer {KEY}" not in head:
             await exchange.refuse(401, f"Incorrect API key provided: {head}")
         elif head.startswith("get /v1/models"):
@@ -270,16 +274,19 @@ async def test_a_connection_cut_in_mid_stream_is_for_another_attempt(server: Inf
 
 
 async def test_a_server_that_stalls_runs_into_the_time_limit(server: InferenceServer) -> None:
+    hung_up = asyncio.Event()
+
     async def stalls(exchange: Exchange) -> None:
         await exchange.start_stream()
-        async with asyncio.timeout(20):
-            await server.gone.wait()
+        await exchange.hung_up()
+        hung_up.set()
 
     server.behaviours = [stalls]
     error = await failing(settings_for(server, timeout_seconds=0.5))
     assert isinstance(error, InferenceError)
     assert "0.5 s" in str(error)
-    server.gone.set()
+    async with asyncio.timeout(10):
+        await hung_up.wait()
 
 
 async def test_a_server_that_is_not_there_is_for_another_attempt(server: InferenceServer) -> None:
@@ -338,11 +345,13 @@ async def test_json_is_found_among_thoughts_and_members_may_be_odd(
 
 
 async def test_cancelling_a_shard_lets_go_of_the_server(server: InferenceServer, backend: OpenAIBackend) -> None:
+    hung_up = asyncio.Event()
+
     async def endless(exchange: Exchange) -> None:
         await exchange.start_stream()
         await exchange.send_text("begun")
-        async with asyncio.timeout(20):
-            await exchange.writer.wait_closed()
+        await exchange.hung_up()
+        hung_up.set()
 
     server.behaviours = [endless]
     ctx = RecordingContext()
@@ -352,6 +361,8 @@ async def test_cancelling_a_shard_lets_go_of_the_server(server: InferenceServer,
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
+    async with asyncio.timeout(10):
+        await hung_up.wait()
     assert (await run_one_shard(backend))["summary"]
 
 

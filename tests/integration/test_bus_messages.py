@@ -1,7 +1,7 @@
 """Publishing, pulling and answering against a real server, also one that dies meanwhile."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
 import pytest
@@ -10,6 +10,7 @@ from headrace_core.bus import publisher as publisher_module
 from headrace_core.bus.broker_status import QueueView, look
 from headrace_core.bus.connection import Bus
 from headrace_core.bus.declaration import StreamNames, declared
+from headrace_core.bus.errors import BusError
 from headrace_core.bus.publisher import OutgoingMessage, Publisher, PublishOutcome
 from headrace_core.bus.puller import Message, Puller, acknowledge, in_progress
 from headrace_core.bus.topology import apply
@@ -88,6 +89,11 @@ async def collect(bus: Bus) -> AsyncIterator[Callable[..., Collector]]:
 
 def messages(count: int, start: int = 0) -> list[OutgoingMessage]:
     return [OutgoingMessage(SUBJECT, b"%d" % n, message_id=f"id/{n}") for n in range(start, start + count)]
+
+
+async def until(condition: Callable[[], Awaitable[object]]) -> None:
+    """Wait for an async condition; a refused request means "not yet"."""
+    await eventually(condition, ignoring=(BusError,))
 
 
 async def in_flight(bus: Bus) -> QueueView:
@@ -205,7 +211,7 @@ async def test_pull_and_acknowledge(bus: Bus, publisher: Publisher, collect: Cal
     assert (await in_flight(bus)).ack_pending == 1000
     assert await acknowledge(collector.messages) == 1000
     await bus.flush()
-    await eventually(lambda: is_empty(bus))
+    await until(lambda: is_empty(bus))
 
 
 async def is_empty(bus: Bus) -> bool:
@@ -266,13 +272,13 @@ async def test_term_removes_and_says_why(bus: Bus, publisher: Publisher, collect
     await collector.puller.request(1)
     await eventually(lambda: len(collector.messages) == 1)
     assert await collector.messages[0].term("no JSON\r\nat all")
-    await eventually(lambda: is_empty(bus))
+    await until(lambda: is_empty(bus))
 
     async def advisory() -> bytes:
         answer = await bus.request("$JS.API.STREAM.MSG.GET.HEADRACE_ADVISORIES", {"seq": 1})
         return str(answer).encode()
 
-    await eventually(advisory, ignoring=(Exception,))
+    await until(advisory)
 
 
 async def test_the_third_delivery_is_the_last(
@@ -291,7 +297,7 @@ async def test_the_third_delivery_is_the_last(
         info = await bus.request("$JS.API.STREAM.INFO.HEADRACE_ADVISORIES")
         return bool(info["state"]["messages"])
 
-    await eventually(captured)
+    await until(captured)
     assert len(collector.messages) == 3
 
 

@@ -1,7 +1,7 @@
 """Wake-ups, cancellations and the dead letter stream."""
 
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -113,16 +113,15 @@ async def test_an_entry_whose_id_was_forgotten_is_still_there_once(bus: Bus, pub
     config = (await bus.request("$JS.API.STREAM.INFO.HEADRACE_DLQ"))["config"]
     await bus.request("$JS.API.STREAM.UPDATE.HEADRACE_DLQ", {**config, "duplicate_window": 100_000_000})
 
+    same = OutgoingMessage(NAMES.dead_letter_subject("default", "a-1"), b"{}", message_id="dlq/a-1")
+
     async def beyond_the_window() -> bool:
-        raw = await publisher.publish([replace_id()])
-        return raw[0].outcome == "full"
+        return (await publisher.publish([same]))[0].outcome == "full"
 
-    def replace_id() -> OutgoingMessage:
-        return OutgoingMessage(NAMES.dead_letter_subject("default", "a-1"), b"{}", message_id="dlq/a-1")
-
+    condition: Callable[[], Awaitable[object]] = beyond_the_window
     first = await publish_dead_letters(bus, publisher, NAMES, [letter("a-1")])
     assert first[0].outcome == "stored"
-    await eventually(beyond_the_window)
+    await eventually(condition)
     again = await publish_dead_letters(bus, publisher, NAMES, [letter("a-1"), letter("a-2")])
     assert [result.outcome for result in again] == ["duplicate", "stored"]
     assert (await look(bus, NAMES)).dead_letters == 2

@@ -90,7 +90,9 @@ async def test_a_leftover_process_is_found(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(leaks, "SETTLE_SECONDS", 0.1)
     before = leaks.named_threads(), leaks.child_processes()
     child = await asyncio.create_subprocess_exec(sys.executable, "-c", "import signal; signal.pause()")
-    (line,) = await asyncio.to_thread(leaks._left_after, *before)
-    assert line.startswith(f"process {child.pid}: ")
-    child.kill()
-    await child.wait()
+    try:
+        (line,) = await asyncio.to_thread(leaks._left_after, *before)
+        assert line.startswith(f"process {child.pid}: ")
+    finally:
+        child.kill()
+        await child.wait()

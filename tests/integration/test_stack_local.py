@@ -57,6 +57,7 @@ async def test_everything_serves_inside_and_nothing_after(folder: Path) -> None:
         assert endpoints["http"].startswith("http://127.0.0.1:")
         assert await first_value(endpoints["databaseUrl"], "select count(*) from headrace_core.migrations") != 0
         assert sorted(stack.services) == ["consumer-1", "consumer-2", "producer", "status"]
+        assert all(holds_the_lock(pid, stack.data_dir) for pid in (stack.postgres.pid, stack.nats.pid))
         extra = await stack.add_consumer()
         assert extra.name == "consumer-3"
         assert extra.running
@@ -65,6 +66,14 @@ async def test_everything_serves_inside_and_nothing_after(folder: Path) -> None:
     text = stack.log_file.read_text()
     assert text.count("consumer ends cleanly") == 3
     assert "consumer serves with handlers a,b" in text
+
+
+def holds_the_lock(pid: int | None, folder: Path) -> bool:
+    """Whether a server keeps the folder's lock as long as it lives (true where /proc cannot tell)."""
+    descriptors = Path(f"/proc/{pid}/fd")
+    if not descriptors.exists():
+        return True
+    return str(folder / "lock") in {str(descriptor.readlink()) for descriptor in descriptors.iterdir()}
 
 
 async def test_a_second_start_finds_the_data(folder: Path) -> None:

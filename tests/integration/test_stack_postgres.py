@@ -6,6 +6,7 @@ import signal
 import stat
 import sys
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -16,7 +17,7 @@ from headrace_core.stack.postgres import Postgres
 from tests.fixtures.waiting import eventually
 
 
-async def query(url: str, statement: str) -> list[tuple[object, ...]]:
+async def query(url: str, statement: str) -> list[tuple[Any, ...]]:
     async with await psycopg.AsyncConnection.connect(url, autocommit=True, connect_timeout=5) as connection:
         cursor = await connection.execute(statement.encode())
         return [] if cursor.description is None else await cursor.fetchall()
@@ -102,6 +103,7 @@ async def test_an_interrupted_initdb_is_done_again(tmp_path: Path) -> None:
 PARENT = """
 import asyncio, sys
 from pathlib import Path
+from typing import Any
 from headrace_core.stack.logs import StackLog
 from headrace_core.stack.nats import NatsServer
 from headrace_core.stack.postgres import Postgres

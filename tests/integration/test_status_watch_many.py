@@ -14,8 +14,7 @@ from headrace_core.tasks.reading import TaskFilter
 from headrace_core.tasks.submit import submit
 from status.filters import WatchStart
 from tests.factories import a_holder, a_task, submitted
-from tests.fixtures.waiting import eventually
-from tests.integration.status_rig import SWEEP_ONLY, Rig, new_id, rig, run_task, sequences
+from tests.integration.status_rig import NO_SWEEP, SWEEP_ONLY, Rig, new_id, rig, run_task, sequences
 
 HOLDER = a_holder()
 RED = TaskFilter(labels=(("colour", "red"),))
@@ -23,6 +22,10 @@ RED = TaskFilter(labels=(("colour", "red"),))
 
 def of_task(events: list[TaskEvent], task_id: UUID) -> list[TaskEvent]:
     return [event for event in events if event.task_id == str(task_id)]
+
+
+def ended(event: TaskEvent) -> bool:
+    return event.state_change.terminal or event.snapshot.HasField("end_time")
 
 
 async def red(status: Rig, **changes: object) -> UUID:
@@ -93,8 +96,8 @@ async def test_two_thousand_tasks_on_one_stream(database_url: str) -> None:
 
 async def test_a_filter_begins_with_what_has_not_ended(database_url: str) -> None:
     async with rig(database_url) as status:
-        ended, first, second = [await red(status) for _ in range(3)]
-        await run_task(status.db, HOLDER, ended, outputs=0)
+        over, first, second = [await red(status) for _ in range(3)]
+        await run_task(status.db, HOLDER, over, outputs=0)
         await submitted(status.db, id=new_id(), labels={"colour": "blue"})
         stream = status.open_with(WatchStart(wanted=RED))
         seen = [(await stream.next()).task_id for _ in range(2)]
@@ -104,8 +107,7 @@ async def test_a_filter_begins_with_what_has_not_ended(database_url: str) -> Non
 
 @pytest.mark.parametrize("woken", [True, False], ids=["by wakes", "without any wake"])
 async def test_a_filter_finds_tasks_that_are_created_later(database_url: str, *, woken: bool) -> None:
-    limits = {} if woken else {"sweep": 0.2, "sweep_without_bus": 0.2}
-    async with rig(database_url, heartbeat=0.2, **limits) as status:
+    async with rig(database_url, NO_SWEEP if woken else SWEEP_ONLY, heartbeat=0.2) as status:
         stream = status.open_with(WatchStart(wanted=RED))
         assert (await stream.next()).HasField("heartbeat")
         blue = new_id()
@@ -115,12 +117,8 @@ async def test_a_filter_finds_tasks_that_are_created_later(database_url: str, *,
         for wake in wakes if woken else []:
             status.wake([wake])
 
-        async def ended() -> bool:
-            return (await stream.next()).state_change.terminal or bool(
-                stream.seen[-1].HasField("snapshot") and stream.seen[-1].snapshot.HasField("end_time")
-            )
-
-        await eventually(ended)
+        while not ended(await stream.next()):
+            pass
         events = of_task(stream.seen, task_id)
         start = events[0].sequence
         assert events[0].HasField("snapshot")
@@ -143,9 +141,9 @@ async def test_a_filter_shows_what_it_has_seen_end_only_once(database_url: str) 
 
 async def test_a_filter_resumes_tasks_that_have_ended_meanwhile(database_url: str) -> None:
     async with rig(database_url) as status:
-        ended, open_one = await red(status), await red(status)
-        await run_task(status.db, HOLDER, ended, outputs=1)
-        stream = status.open_with(WatchStart(wanted=RED, after={ended: 2, open_one: 1}))
+        over, open_one = await red(status), await red(status)
+        await run_task(status.db, HOLDER, over, outputs=1)
+        stream = status.open_with(WatchStart(wanted=RED, after={over: 2, open_one: 1}))
         assert [(await stream.next()).sequence for _ in range(2)] == [3, 4]
         status.wake(await run_task(status.db, HOLDER, open_one, outputs=0))
         assert [(await stream.next()).sequence for _ in range(2)] == [2, 3]

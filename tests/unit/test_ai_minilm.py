@@ -1,6 +1,7 @@
 """The forward pass against reference embeddings, and the wheel that holds the model."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -67,3 +68,18 @@ def test_loading_the_model_imports_neither_torch_nor_the_wheels_code() -> None:
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads in /proc")
+def test_the_model_brings_no_threads_of_its_own() -> None:
+    program = (
+        "import os; from consumer.builtin.ai import minilm; encoder = minilm.encoder();"
+        "encoder.encode(encoder.tokenize(['A sentence of some words.'] * 40));"
+        "print(len(os.listdir('/proc/self/task')))"
+    )
+    names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM")
+    env = {name: value for name, value in os.environ.items() if name not in names}
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True, env=env
+    )
+    assert run.stdout.strip() == "1"

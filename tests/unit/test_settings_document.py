@@ -9,7 +9,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 
 
 def test_the_page_is_fresh() -> None:
-    assert PAGE.read_text(encoding="utf-8") == document(), "run: python -m headrace_core.settings.document docs/configuration.md"
+    assert PAGE.read_text(encoding="utf-8") == document(), (
+        "run: python -m headrace_core.settings.document docs/configuration.md"
+    )
 
 
 def test_every_setting_says_what_it_means() -> None:

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from headrace_core.settings.errors import SettingsError
 from headrace_core.settings.queues import Backoff, Topology, backoff_delay, load_topology

@@ -1,13 +1,14 @@
 """The back end that needs no server: MiniLM embeddings and BM25, an extractive summary, retrieval answers.
 
-Numpy runs in one thread of its own, a batch at a time, so the event loop keeps renewing leases and a cancelled
-shard stops within one batch. One thread: BLAS spreads a batch over the cores by itself.
+Numpy runs in two threads of its own, a batch at a time, so the event loop keeps renewing leases and a cancelled
+shard stops within one batch.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -52,6 +53,7 @@ _WEAK_LEXICAL = 0.03
 """… and below this one where only character n-grams are compared: few of a question's are in its answer."""
 _READABLE_SHARD = 0.25
 """A shard of which the model can read a smaller share of sentences is left to BM25 altogether."""
+_THREADS = 2
 _CACHED_QUESTIONS = 256  # 1.5 kB each: the questions of a document come again with each of its shards
 
 
@@ -74,7 +76,8 @@ class EmbeddedBackend:
     model = minilm.MODEL
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ai-embedded")
+        self._threads = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="ai-embedded")
+        self._questions_lock = threading.Lock()
         self._questions: dict[str, Floats | None] = {}
 
     def ensure_available(self) -> None:
@@ -84,7 +87,7 @@ class EmbeddedBackend:
     async def analyze_shard(self, ctx: TaskContext, shard: Shard) -> Part:
         """Embed the shard's sentences, rank its passages, extract its most central sentences."""
         work = await self._run(lambda: _prepare(minilm.encoder(), shard))
-        questions = await self._run(lambda: self._question_vectors(minilm.encoder(), shard.questions))
+        questions = await self._run(lambda: self._question_vectors(shard.questions))
         await self._embed(ctx, work)
         part = await self._run(lambda: _part_of(work, questions))
         for extract in part.extracts:
@@ -109,11 +112,11 @@ class EmbeddedBackend:
         return BackendHealth(backend=self.name, model=self.model, models=[self.model], latency_ms=latency, error=None)
 
     async def close(self) -> None:
-        """End the thread after the batch under way."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """End the threads after the batches under way."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
     async def _embed(self, ctx: TaskContext, work: _Work) -> None:
         chosen = [work.tokens[index] for index in work.chosen]
@@ -124,8 +127,12 @@ class EmbeddedBackend:
             done += len(batch)
             await ctx.progress(0.95 * done / len(chosen), f"{done} of {len(chosen)} sentences embedded")
 
-    def _question_vectors(self, encoder: Encoder, questions: Sequence[str]) -> list[Floats | None]:
+    def _question_vectors(self, questions: Sequence[str]) -> list[Floats | None]:
         """Embeddings scaled by the share of known tokens; None for a question that the model cannot read."""
+        with self._questions_lock:
+            return self._cached_vectors(minilm.encoder(), questions)
+
+    def _cached_vectors(self, encoder: Encoder, questions: Sequence[str]) -> list[Floats | None]:
         missing = [question for question in dict.fromkeys(questions) if question not in self._questions]
         tokens = encoder.tokenize(missing)
         for batch in minilm.batches(tokens):

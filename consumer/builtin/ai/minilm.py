@@ -73,8 +73,8 @@ def model_folder() -> Path:
         if (folder / "model.safetensors").is_file() and (folder / "tokenizer.json").is_file():
             return folder
     raise NonRetryable(
-        f"the embedded AI back end needs the model {MODEL}, which is not installed in this consumer: "
-        f"run `{INSTALL}`, or set HEADRACE_AI_BACKEND=openai",
+        f"FAILED_PRECONDITION: the embedded AI back end needs the model {MODEL}, "
+        f"which is not installed in this consumer: run `{INSTALL}`, or set HEADRACE_AI_BACKEND=openai",
         reason="FAILED_PRECONDITION",
     )
 
@@ -84,6 +84,10 @@ class Encoder:
 
     def __init__(self, folder: Path) -> None:
         """Read about 90 MB from `folder`."""
+        # BLAS threads wait for each other by spinning: beside a busy neighbour, a second consumer for instance,
+        # the same shards took 70 s with two threads and 6 s with one. Shards run side by side instead. Read by numpy
+        # when it is first imported; whoever sets the variable, or has imported numpy before, keeps his number.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         # Its thread pool gains nothing on texts of one shard, and would not survive a fork of a process pool.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         from safetensors.numpy import load_file  # noqa: PLC0415  (loaded by the first shard, not at import)

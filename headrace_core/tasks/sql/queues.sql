@@ -14,7 +14,7 @@ from headrace_core.queues q
 cross join lateral (
     select count(*) as n from (
         select 1 from headrace_core.units u where u.queue = q.name and u.state = 'PENDING' limit %(bound)s
-    ) as some
+    ) as counted
 ) w
 left join (
     select queue, count(*) as n from headrace_core.dead_letters where resolved_at is null group by queue

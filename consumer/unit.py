@@ -1,0 +1,209 @@
+"""One unit, from its claim to its acknowledgement: run, decide, record, acknowledge, each on its own."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+import random
+from collections.abc import Iterable, Mapping
+from uuid import UUID
+
+from consumer.attempt import Attempt, Cause
+from consumer.execution.executions import Executions
+from consumer.intake.limits import Slots
+from consumer.lease import LeaseKeeper
+from consumer.registry import Registry
+from consumer.reporting import Reporter
+from consumer.settling import Settler
+from headrace_core.bus.puller import Message
+from headrace_core.db.pool import Database
+from headrace_core.errors import DatabaseUnavailable
+from headrace_core.settings.queues import QueueSettings
+from headrace_core.tasks.model import ClaimedUnit, Lease, Settled, UnitId
+from headrace_core.tasks.outcome import Interrupted, Outcome, Raised, decide
+from headrace_core.tasks.parts import merge_input
+from headrace_core.telemetry import logs, metrics
+
+MAX_STUCK = 8
+"""Handlers that would not end, at which the consumer drains and exits."""
+
+log = logs.get(__name__)
+
+
+class TooManyStuckHandlers(Exception):
+    """Threads cannot be killed; only a new process frees their places."""
+
+
+class Units:
+    """Everything that runs in this process. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        database: Database,
+        registry: Registry,
+        queues: Mapping[str, QueueSettings],
+        executions: Mapping[str, Executions],
+        leases: LeaseKeeper,
+        reporter: Reporter,
+        settler: Settler,
+    ) -> None:
+        self._database = database
+        self._registry = registry
+        self._queues = queues
+        self._executions = executions
+        self._leases = leases
+        self._reporter = reporter
+        self._settler = settler
+        self._attempts: dict[UnitId, Attempt] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Event()
+        self._stuck = 0
+        self._too_many_stuck = asyncio.Event()
+
+    # -- what is running -----------------------------------------------------------------------------------------------
+
+    @property
+    def running(self) -> int:
+        """Attempts that have not been settled yet."""
+        return len(self._attempts)
+
+    @property
+    def unsettled(self) -> int:
+        """Settlements on their way."""
+        return self._settler.pending
+
+    def messages(self) -> list[Message]:
+        """The messages of everything that runs: they must not be delivered again."""
+        return [attempt.message for attempt in self._attempts.values() if attempt.message is not None]
+
+    async def watch_stuck(self) -> None:
+        """Raise TooManyStuckHandlers when that is so. A background task whose failure ends the process."""
+        await self._too_many_stuck.wait()
+        raise TooManyStuckHandlers(
+            f"{self._stuck} handlers have not ended after their timeout and keep their slots; the consumer restarts"
+        )
+
+    # -- ending from outside -------------------------------------------------------------------------------------------
+
+    def lost(self, leases: Iterable[Lease]) -> None:
+        """End the handlers of leases that are gone; what is being settled finds out by itself."""
+        for lease in leases:
+            attempt = self._attempts.get(lease.unit_id)
+            if attempt is not None and attempt.unit.lease == lease and not attempt.settling:
+                log.info("lease lost", action="lease.lost", task=str(lease.unit_id.task_id), unit=lease.unit_id.unit)
+                attempt.end(Cause.FENCED)
+
+    def cancelled(self, task_ids: Iterable[UUID]) -> None:
+        """End the handlers of tasks that were cancelled."""
+        wanted = set(task_ids)
+        for unit_id, attempt in list(self._attempts.items()):
+            if unit_id.task_id in wanted and not attempt.settling:
+                attempt.end(Cause.CANCELLED)
+
+    def ask_all(self) -> None:
+        """Tell every handler that the consumer is stopping."""
+        for attempt in list(self._attempts.values()):
+            attempt.ask()
+
+    def end_all(self, grace: float) -> None:
+        """Interrupt every handler; those that have not ended after `grace` seconds are given up."""
+        for attempt in list(self._attempts.values()):
+            if not attempt.settling:
+                attempt.end(Cause.DRAINING, grace)
+
+    async def wait_idle(self, within: float) -> bool:
+        """Wait until nothing runs and everything is settled, at most `within` seconds."""
+        try:
+            async with asyncio.timeout(max(within, 0)):
+                while self._tasks:
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def abandon(self) -> None:
+        """Stop without settling: the leases run out and another consumer takes over."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=2.0)
+
+    # -- one unit ------------------------------------------------------------------------------------------------------
+
+    def start(self, unit: ClaimedUnit, message: Message | None, slots: Slots) -> None:
+        """Run a claimed unit in the background; its slot comes back when its handler has ended."""
+        attempt = Attempt(unit, self._registry.handlers[unit.kind], message)
+        self._attempts[unit.lease.unit_id] = attempt
+        self._leases.hold(unit.lease)
+        task = asyncio.get_running_loop().create_task(self._live(attempt, slots), name="unit")
+        self._tasks.add(task)
+        task.add_done_callback(functools.partial(self._forget, attempt))
+
+    async def _live(self, attempt: Attempt, slots: Slots) -> None:
+        try:
+            outcome = await self._run(attempt)
+        finally:
+            self._free(attempt, slots)
+        if outcome is None:
+            metrics.attempts_total.labels("lost").inc()
+            self._reporter.forget(attempt.unit.lease)
+            return
+        metrics.attempts_total.labels(type(outcome).__name__.lower()).inc()
+        await _acknowledge(attempt, await self._record(attempt, outcome))
+
+    async def _run(self, attempt: Attempt) -> Outcome | None:
+        try:
+            if attempt.unit.type == "MERGE":
+                await self._fetch_parts(attempt)
+            return await self._executions[attempt.unit.queue].run(attempt)
+        except DatabaseUnavailable as error:
+            return Interrupted(error.message)
+        except Exception as error:
+            # A defect of ours, not of the handler, whose exceptions are outcomes. It must not loop without an end.
+            log.exception("an attempt failed outside its handler", action="unit.defect", kind=attempt.unit.kind)
+            return Raised(type(error).__name__, f"inside the consumer: {error}")
+
+    async def _fetch_parts(self, attempt: Attempt) -> None:
+        payload, attempt.parts = await merge_input(self._database, attempt.unit.lease.unit_id.task_id)
+        attempt.unit = dataclasses.replace(attempt.unit, payload=payload)
+
+    async def _record(self, attempt: Attempt, outcome: Outcome) -> Settled:
+        attempt.settling = True
+        await self._reporter.flush(attempt.unit.lease)
+        backoff = self._queues[attempt.unit.queue].backoff
+        jitter = random.uniform(-1.0, 1.0)  # noqa: S311 - it spreads load, it guards nothing
+        return await self._settler.settle(decide(attempt.unit, outcome, backoff, jitter))
+
+    def _free(self, attempt: Attempt, slots: Slots) -> None:
+        """Give the slot back, or leave it with a handler that would not end until it does."""
+        if attempt.lingering is None or attempt.lingering.done():
+            slots.release()
+            return
+        self._stuck += 1
+        unit = attempt.unit
+        log.error("a handler does not end", action="unit.stuck", kind=unit.kind, task=str(unit.lease.unit_id.task_id))
+        attempt.lingering.add_done_callback(functools.partial(self._unstick, slots))
+        if self._stuck >= MAX_STUCK:
+            self._too_many_stuck.set()
+
+    def _unstick(self, slots: Slots, _future: object) -> None:
+        self._stuck -= 1
+        slots.release()
+
+    def _forget(self, attempt: Attempt, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._leases.release(attempt.unit.lease)
+        if self._attempts.get(attempt.unit.lease.unit_id) is attempt:
+            del self._attempts[attempt.unit.lease.unit_id]
+        self._changed.set()
+        if not task.cancelled() and (error := task.exception()):
+            log.error("a unit was not settled; its lease runs out", action="unit.failed", exc_info=error)
+
+
+async def _acknowledge(attempt: Attempt, settled: Settled) -> None:
+    """After the commit. Not after a fenced settlement: the message may be another's by now (rule 5)."""
+    if settled.applied and attempt.message is not None:
+        await attempt.message.ack()
