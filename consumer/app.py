@@ -32,10 +32,10 @@ log = logs.get(__name__)
 class ConsumerService:
     """A consumer process; see headrace_core.runtime.service.Service."""
 
-    def __init__(self, settings: ServiceSettings) -> None:
-        """Raises SettingsError for handler modules that cannot be used."""
+    def __init__(self, settings: ServiceSettings, *, built_in: bool = True) -> None:
+        """`built_in`: with consumer.builtin. Raises SettingsError for handler modules that cannot be used."""
         self._settings = settings
-        self._registry = collect(settings.handlers)
+        self._registry = collect(settings.handlers, built_in=built_in)
         self._holder = Holder(uuid.uuid4(), worker_name(), self._registry.kinds, self._registry.sharded)
         self._database = Database(settings.database_url)
         self._bus = Bus(settings.nats_url, name=f"consumer {worker_name()}") if settings.broker == "nats" else None

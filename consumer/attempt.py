@@ -113,12 +113,15 @@ class Attempt:
             self._strike()
         try:
             await self._over
+        except asyncio.CancelledError:
+            interrupt()  # we are abandoned; the handler must not outlive us where that can be helped
+            raise
         finally:
             future.remove_done_callback(self._finish)
             for timer in self._timers:
                 timer.cancel()
-            if not future.done():
-                self.lingering = future
+        if not future.done():
+            self.lingering = future
         return future.done()
 
     def _override(self, cause: Cause) -> None:

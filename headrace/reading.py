@@ -31,7 +31,7 @@ class Reader:
         """Return one task; `full` with payload, result, attempts and shards. Raises TaskNotFoundError."""
         view = status_pb2.TASK_VIEW_FULL if full else status_pb2.TASK_VIEW_BASIC
         request = status_pb2.GetTaskRequest(id=id, view=view)
-        response = await self._status.ask(self._stub.GetTask, request, timeout or self.config.timeout)
+        response = await self._status.ask(self._reads.GetTask, request, timeout or self.config.timeout)
         return response.task
 
     async def watch(
@@ -116,7 +116,7 @@ class Reader:
         token = ""
         while True:
             request = status_pb2.ListTasksRequest(filter=chosen, page_size=page_size, page_token=token)
-            page = await self._status.ask(self._stub.ListTasks, request, self.config.timeout)
+            page = await self._status.ask(self._reads.ListTasks, request, self.config.timeout)
             for task in page.tasks:
                 yield task
             token = page.next_page_token
@@ -127,13 +127,13 @@ class Reader:
         """Return how the system is: mode, broker, database, queues, consumers."""
         request = status_pb2.GetSystemStatusRequest()
         seconds = timeout or self.config.timeout
-        return (await self._status.ask(self._stub.GetSystemStatus, request, seconds)).system_status
+        return (await self._status.ask(self._reads.GetSystemStatus, request, seconds)).system_status
 
     async def inference_status(self, *, timeout: float | None = None) -> status_pb2.InferenceStatus:
         """Return how the inference back end is, as consumers last saw it."""
         request = status_pb2.GetInferenceStatusRequest()
         seconds = timeout or self.config.timeout
-        return (await self._status.ask(self._stub.GetInferenceStatus, request, seconds)).inference_status
+        return (await self._status.ask(self._reads.GetInferenceStatus, request, seconds)).inference_status
 
     async def _end_of(self, id: str) -> None:
         async with aclosing(self.watch(id)) as events:
@@ -152,7 +152,7 @@ class Reader:
 
     async def _one(self, id: str, seen: Mapping[str, int]) -> AsyncGenerator[event_pb2.TaskEvent]:
         request = status_pb2.WatchTaskRequest(id=id, after_sequence=seen.get(id))
-        stream = self._status.listen(self._stub.WatchTask, request, self.config.silence_timeout)
+        stream = self._status.listen(self._reads.WatchTask, request, self.config.silence_timeout)
         async with aclosing(stream) as responses:
             async for response in responses:
                 yield response.event
@@ -162,7 +162,7 @@ class Reader:
     ) -> AsyncGenerator[event_pb2.TaskEvent]:
         request = status_pb2.WatchTasksRequest(after_sequences=seen)
         request.MergeFrom(template)
-        stream = self._status.listen(self._stub.WatchTasks, request, self.config.silence_timeout)
+        stream = self._status.listen(self._reads.WatchTasks, request, self.config.silence_timeout)
         async with aclosing(stream) as responses:
             async for response in responses:
                 yield response.event
@@ -184,7 +184,7 @@ class Reader:
         )
 
     @property
-    def _stub(self) -> status_pb2_grpc.StatusServiceAsyncStub:
+    def _reads(self) -> status_pb2_grpc.StatusServiceAsyncStub:
         stub: status_pb2_grpc.StatusServiceAsyncStub = self._status.stub(status_pb2_grpc.StatusServiceStub)
         return stub
 

@@ -21,6 +21,8 @@ from headrace_core.telemetry import logs, metrics
 
 MAX_BATCH = 500
 MAX_COMMITS = 2
+# How many must wait for a second commit beside the first: two nearly empty ones cost twice the time.
+WORTH_A_COMMIT = 100
 MAX_WAITING = 5000
 COMMIT_SECONDS = 5.0
 REPEAT_SECONDS = 0.1
@@ -82,7 +84,7 @@ class GroupCommit:
             await asyncio.wait(set(self._commits))
 
     def _start_commits(self) -> None:
-        if len(self._commits) < MAX_COMMITS:
+        if not self._commits or (len(self._commits) < MAX_COMMITS and len(self._waiting) >= WORTH_A_COMMIT):
             commit = asyncio.create_task(self._commit_while_waiting(), name="group-commit")
             self._commits.add(commit)
             commit.add_done_callback(self._commits.discard)

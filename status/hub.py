@@ -145,9 +145,11 @@ class Hub:
             self._mark_dirty(topic)
 
     def sweep(self) -> None:
-        """Read every watched task again, whether or not anybody has been woken."""
+        """Read every watched task again, whether or not anybody has been woken; forget what all its watchers have."""
         for topic in self._topics.values():
             self._dirty[topic] = None
+            if topic.kept_bytes:
+                self._resize(topic, topic.forget_taken)
         if self._dirty:
             self._work.set()
 
@@ -218,7 +220,8 @@ class Hub:
             of_topic = found.get(topic.task_id, [])
             whole = certain and len(of_topic) < limits.read_events_per_task
             certain = certain or bool(of_topic)
-            self._publish(topic, [event_message(row) for row in of_topic], whole=whole)
+            if of_topic or not whole or topic.more or topic.heard > topic.cursor:  # a sweep finds mostly nothing
+                self._publish(topic, [event_message(row) for row in of_topic], whole=whole)
 
     def _publish(self, topic: Topic, events: list[TaskEvent], *, whole: bool) -> None:
         """Hand what was read to the topic and tell its watchers."""

@@ -68,8 +68,10 @@ class _Watch:
 
     async def of_tasks(self, task_ids: Sequence[UUID], after: dict[UUID, int]) -> AsyncIterator[TaskEvent]:
         """Until the last of these tasks has ended."""
-        stands = await self._stands(task_ids, after)
-        for task_id in task_ids:
+        # Within one chunk, reading the rows finds out itself what is not there.
+        asked = task_ids if len(task_ids) > _CHUNK else [task_id for task_id in task_ids if task_id in after]
+        stands = await self._stands(asked, after)
+        for task_id in asked:
             if task_id not in stands:
                 raise not_found(task_id)
         for chunk in _chunks(task_ids):

@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 from google.protobuf.message import Message
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 from headrace.v1 import dead_letter_pb2_grpc, producer_pb2, producer_pb2_grpc, queue_pb2_grpc
 from headrace_core.bus.connection import Bus
@@ -60,7 +60,7 @@ async def running_producer(
     queues: Iterable[QueueSettings] = QUEUES,
     own_url: str | None = None,
 ) -> AsyncIterator[Harness]:
-    """A producer on `database_url`, without a broker unless `nats_url` is given. `own_url`: the test's way to Postgres."""
+    """A producer on `database_url`, without a broker unless `nats_url` is given; `own_url` is the test's own way."""
     db = Database(own_url or database_url, max_size=4)
     await db.open()
     await register_kinds(db, KINDS)

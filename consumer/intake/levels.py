@@ -60,6 +60,7 @@ class _Level:
         self.puller = puller
         self._largest = largest
         self._window = min(FIRST_WINDOW, largest)
+        self._received = 0
 
     def wanted(self, held: int, free: int) -> int:
         """How many more to ask for, in requests that are worth their cost; 0 for none."""
@@ -67,12 +68,16 @@ class _Level:
         missing = window - held - self.puller.outstanding
         return missing if missing > 0 and (self.puller.outstanding <= window // 2) else 0
 
-    def grow(self) -> None:
-        """All that was asked for has come."""
-        self._window = min(self._window * 2, self._largest)
+    def received(self) -> None:
+        """A message has come. After a window's worth of them the window doubles."""
+        self._received += 1
+        if self._received >= self._window:
+            self._received = 0
+            self._window = min(self._window * 2, self._largest)
 
     def shrink(self) -> None:
         """Something was asked for in vain."""
+        self._received = 0
         self._window = max(self._window // 2, min(FIRST_WINDOW, self._largest))
 
 
@@ -115,7 +120,7 @@ class Levels:
             await level.puller.start()
 
     async def top_up(self, free: int) -> None:
-        """Ask for more, given that so many units may start."""
+        """Ask for more, given that so many units may start, now or in a moment."""
         for name, level in self._levels.items():
             wanted = level.wanted(self.buffer.waiting(name), free)
             if wanted:
@@ -161,8 +166,7 @@ class Levels:
             self._probes.append(message)
         else:
             self.buffer.put(name, Waiting(delivered, message, self._now()))
-        if level.puller.outstanding == 0:
-            level.grow()
+        level.received()
         self._on_message()
 
     def _idle(self, name: str) -> None:

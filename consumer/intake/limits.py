@@ -50,6 +50,8 @@ class Slots:
     def __init__(self, limit: int, on_free: Callable[[], None]) -> None:
         self.limit = limit
         self.free = limit
+        self.released = 0
+        """How many came back so far."""
         self._on_free = on_free
 
     def take(self, count: int) -> None:
@@ -61,7 +63,33 @@ class Slots:
     def release(self) -> None:
         """Give one place back."""
         self.free += 1
+        self.released += 1
         self._on_free()
+
+
+class Turnover:
+    """How many slots come back in a tenth of a second, by the last one: what is worth having at hand. Pure."""
+
+    PERIOD_SECONDS = 0.1
+
+    def __init__(self, limit: int) -> None:
+        """`limit` is the most that `prefetch` answers."""
+        self._limit = limit
+        self._began = -math.inf
+        self._released = 0
+        self._prefetch = 0
+
+    def prefetch(self, now: float, released: int) -> int:
+        """How many messages to hold beyond the free slots; `released` counts all slots that ever came back.
+
+        0 for long tasks: what is held here cannot run elsewhere.
+        """
+        elapsed = now - self._began
+        if elapsed >= self.PERIOD_SECONDS:
+            share = min(self.PERIOD_SECONDS / elapsed, 1.0)
+            self._prefetch = min(self._limit, int((released - self._released) * share))
+            self._began, self._released = now, released
+        return self._prefetch
 
 
 class TokenBucket:

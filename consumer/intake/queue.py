@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from consumer.intake.levels import Levels, Waiting
-from consumer.intake.limits import Slots, TokenBucket
+from consumer.intake.limits import Slots, TokenBucket, Turnover
 from consumer.intake.mode import Mode
 from headrace_core.bus.puller import Message
 from headrace_core.db.pool import Database
@@ -25,6 +25,7 @@ from headrace_core.telemetry import logs, metrics
 
 POLL_SECONDS = 0.2
 BUSY_SECONDS = 0.05
+GATHER_SECONDS = 0.002
 STALE_SECONDS = 1.0
 IDLE_SECONDS = 5.0
 MAX_CLAIM = 500
@@ -69,6 +70,7 @@ class QueueIntake:
         self._starter = starter
         self._mode = mode
         self._on_wakes = on_wakes
+        self._turnover = Turnover(slot_count)
         self._bucket = TokenBucket(queue.rate_limit, _now())
         self._wake = asyncio.Event()
         self._stopping = False
@@ -107,9 +109,9 @@ class QueueIntake:
 
     async def _turn(self) -> float:
         """One round; how many seconds to wait for the next unless woken."""
-        room = self._room()
-        if self.levels is not None:
-            await self.levels.top_up(room)
+        room = await self._worthwhile_room()
+        if self.levels is not None and not self._stopping:
+            await self.levels.top_up(room + self._prefetch())
         try:
             if room and self.levels is not None and len(self.levels.buffer):
                 await self._claim_delivered(self.levels, room)
@@ -125,6 +127,21 @@ class QueueIntake:
         if self.slots.free == 0 and self.levels is not None and len(self.levels.buffer):
             await self.levels.give_back_stale()
         return self._pause()
+
+    async def _worthwhile_room(self) -> int:
+        """As `_room`, after a moment if only a few slots are free and many messages wait.
+
+        Slots of short tasks come back one by one; claiming each on its own would cost a transaction for each.
+        """
+        room = self._room()
+        waiting = 0 if self.levels is None else len(self.levels.buffer)
+        if 0 < room < min(waiting, self.slots.limit // 4):
+            await asyncio.sleep(GATHER_SECONDS)
+            room = self._room()
+        return room
+
+    def _prefetch(self) -> int:
+        return 0 if self.queue.rate_limit else self._turnover.prefetch(_now(), self.slots.released)
 
     def _room(self) -> int:
         """How many units may start now."""

@@ -15,9 +15,7 @@ def main() -> None:
         sys.exit(f"no generated modules in {ROOT / 'headrace' / 'v1'}; run: make generate")
     for name in ["headrace", *stubs]:
         importlib.import_module(name)
-    versions = ", ".join(
-        f"{name} {importlib.metadata.version(name)}" for name in ("protobuf", "grpcio", "pydantic")
-    )
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("protobuf", "grpcio", "pydantic"))
     print(f"headrace and {len(stubs)} generated modules import with {versions}")
 
 

@@ -46,7 +46,7 @@ class TaskBar:
                 self._show_progress(event.snapshot.progress)
             case "state_change" if not describe.unit_text(event.unit):
                 self._progress.update(self._row, description=describe.state_name(event.state_change.state))
-            case "progress":
+            case "progress" if event.progress.progress.total_shards or not describe.unit_text(event.unit):
                 self._show_progress(event.progress.progress)
             case _:
                 pass

@@ -120,13 +120,21 @@ def _event_body(event: event_pb2.TaskEvent) -> str:
             change = event.state_change
             return _join(state_name(change.state), reason_name(change.reason), error_text(change.error))
         case "progress":
-            return progress_text(event.progress.progress)
+            return _report_text(event)
         case "output":
             return event.output.text.rstrip("\n")
         case "gap":
             return f"events after {event.gap.after_sequence} are missing: {event.gap.cause}"
         case _:
             return ""
+
+
+def _report_text(event: event_pb2.TaskEvent) -> str:
+    report = event.progress.progress
+    if event.unit.type == task_pb2.UNIT_TYPE_SHARD:
+        # The fraction is the shard's own; the task's shards are counted in reports of the task.
+        return " ".join(part for part in (f"{report.fraction:.0%}", report.message) if part)
+    return progress_text(report)
 
 
 def dead_letter_row(letter: dead_letter_pb2.DeadLetter) -> tuple[str, ...]:

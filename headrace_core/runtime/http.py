@@ -28,11 +28,12 @@ class HttpServer:
         self._name = name
         self._server = _Embedded(config)
         self._task: asyncio.Task[None] | None = None
+        self._bound: socket.socket | None = None
         self._stopping = False
 
     async def start(self) -> str:
         """Bind and serve; returns the bound host:port. Raises SettingsError if the address cannot be bound."""
-        bound = bind(self._listen)
+        bound = self._bound = bind(self._listen)
         self._task = asyncio.create_task(self._server.serve(sockets=[bound]), name=f"{self._name} server")
         started = asyncio.create_task(self._server.ready.wait(), name=f"{self._name} start")
         try:
@@ -69,6 +70,14 @@ class HttpServer:
             await asyncio.wait({task}, timeout=1.0)
         elif not task.cancelled() and (error := task.exception()):
             log.error("the HTTP server had failed", action="http.failed", name=self._name, exc_info=error)
+        self._release()
+
+    def _release(self) -> None:
+        """Close what uvicorn closes at an orderly end only: the listeners on the loop, then the port."""
+        for listener in getattr(self._server, "servers", ()):
+            listener.close()
+        if self._bound is not None:
+            self._bound.close()
 
 
 def bind(listen: str) -> socket.socket:

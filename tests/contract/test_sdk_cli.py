@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,18 @@ async def server() -> AsyncIterator[ScriptedServer]:
 
 
 def environment(address: str) -> dict[str, str]:
-    return {**os.environ, "HEADRACE_PRODUCER_ADDRESS": address, "HEADRACE_STATUS_ADDRESS": address}
+    return {
+        **os.environ,
+        "HEADRACE_PRODUCER_ADDRESS": address,
+        "HEADRACE_STATUS_ADDRESS": address,
+        "PYTHONUNBUFFERED": "",
+    }
 
 
-async def start(address: str, *arguments: str, **changes: str) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
+@asynccontextmanager
+async def started(address: str, *arguments: str, **changes: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """The command line as a process; killed if it has not ended by itself."""
+    process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-m", "headrace.cli"),
         *arguments,
@@ -50,17 +58,18 @@ async def start(address: str, *arguments: str, **changes: str) -> asyncio.subpro
         stderr=asyncio.subprocess.PIPE,
         env={**environment(address), **changes},
     )
+    try:
+        async with asyncio.timeout(BOUND):
+            yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
 
 
 async def cli(server: ScriptedServer, *arguments: str, typed: str = "", **changes: str) -> Ran:
-    process = await start(server.address, *arguments, **changes)
-    try:
-        async with asyncio.timeout(BOUND):
-            out, err = await process.communicate(typed.encode())
-    except BaseException:
-        process.kill()
-        await process.wait()
-        raise
+    async with started(server.address, *arguments, **changes) as process:
+        out, err = await process.communicate(typed.encode())
     assert process.returncode is not None
     assert "Traceback" not in err.decode()
     return Ran(process.returncode, out.decode(), err.decode())
@@ -108,9 +117,8 @@ async def test_submit_with_watch_prints_the_task_and_then_its_events(server: Scr
 async def test_watch_prints_events_as_they_come_and_ends_with_the_task(server: ScriptedServer) -> None:
     seen = asyncio.Event()
     server.script.watches += [[life()[0], heartbeat(), seen.wait, *life()[1:]]]
-    process = await start(server.address, "watch", TASK, "--after", "0", "--json")
-    assert process.stdout is not None
-    async with asyncio.timeout(BOUND):
+    async with started(server.address, "watch", TASK, "--after", "0", "--json") as process:
+        assert process.stdout is not None
         early = [await process.stdout.readline() for _ in range(2)]
         seen.set()
         rest, err = await process.communicate()
@@ -131,9 +139,9 @@ async def test_watch_tells_the_shell_how_the_task_ended(server: ScriptedServer, 
 
 async def test_an_interrupt_ends_a_tail_with_130(server: ScriptedServer) -> None:
     server.script.watches += [[snapshot(1, task_pb2.TASK_STATE_PENDING), asyncio.Event().wait]]
-    process = await start(server.address, "tail", "--queue", "q", "--label", "a=b", "--state", "failed", "--json")
-    assert process.stdout is not None
-    async with asyncio.timeout(BOUND):
+    arguments = ("tail", "--queue", "q", "--label", "a=b", "--state", "failed", "--json")
+    async with started(server.address, *arguments) as process:
+        assert process.stdout is not None
         line = await process.stdout.readline()
         process.send_signal(signal.SIGINT)
         out, err = await process.communicate()

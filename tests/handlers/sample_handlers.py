@@ -175,3 +175,20 @@ class Words(ShardedHandler):
 class Tolerant(Words):
     kind = "count-words-tolerant"
     quorum = 0.5
+
+
+@handler("stuck-thread", timeout=timedelta(milliseconds=100))
+def stuck_thread(ctx: SyncTaskContext, input: dict[str, Any]) -> None:
+    threading.Event().wait()  # ignores ctx.cancelled
+
+
+RUNNING = {"now": 0, "most": 0}
+
+
+@handler("counts-itself")
+async def counts_itself(ctx: TaskContext, input: dict[str, Any]) -> int:
+    RUNNING["now"] += 1
+    RUNNING["most"] = max(RUNNING["most"], RUNNING["now"])
+    await asyncio.sleep(0.02)
+    RUNNING["now"] -= 1
+    return RUNNING["most"]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from headrace_core.bus.publisher import OutgoingMessage, Publisher
 from tests.factories import events_of
 from tests.fixtures.consumers import ConsumerRig
 from tests.fixtures.waiting import eventually
@@ -40,7 +41,7 @@ async def test_an_async_handler_gets_its_model_and_its_result_is_stored(rig: Con
 
 
 async def test_echo_is_built_in(rig: ConsumerRig) -> None:
-    await rig.consumer(handlers="")
+    await rig.consumer(handlers="consumer.builtin.echo")
     assert await rig.result(await rig.submit("echo", {"n": 12345678901234567890})) == {"n": 12345678901234567890}
 
 
@@ -195,8 +196,6 @@ async def test_no_shards_are_merged_too(rig: ConsumerRig) -> None:
 
 
 async def test_a_message_that_is_no_task_becomes_a_dead_letter(rig: ConsumerRig) -> None:
-    from headrace_core.bus.publisher import OutgoingMessage, Publisher
-
     await rig.consumer()
     assert rig.bus is not None
     publisher = Publisher(rig.bus)
@@ -206,6 +205,34 @@ async def test_a_message_that_is_no_task_becomes_a_dead_letter(rig: ConsumerRig)
     (letter,) = await rig.db.fetch("select * from headrace_core.dead_letters")
     assert (letter["task_id"], letter["reason"]) == (None, "UNPARSEABLE_MESSAGE")
     await eventually(lambda: _is_empty(rig), what="the termination")
+
+
+async def test_max_concurrency_holds(rig: ConsumerRig) -> None:
+    await rig.consumer(toml='queues = [{name = "default", ack_wait = "5s", max_concurrency = 3}]\n')
+    tasks = await rig.submit_many("counts-itself", [{}] * 30)
+    assert max([await rig.result(task) for task in tasks]) == 3
+
+
+async def test_rate_limit_spreads_the_starts(rig: ConsumerRig) -> None:
+    await rig.consumer(toml='queues = [{name = "default", ack_wait = "5s", rate_limit = 10.0}]\n')
+    tasks = await rig.submit_many("double", [{"n": n} for n in range(16)])
+    rows = [await rig.ended(task) for task in tasks]
+    starts = sorted(row["started_at"] for row in rows)
+    # One at once, then ten a second: a second's worth may have gathered while nothing was there to start.
+    assert (starts[-1] - starts[0]).total_seconds() >= 0.4
+
+
+async def test_what_has_started_goes_before_everything_new(rig: ConsumerRig) -> None:
+    toml = 'queues = [{name = "default", ack_wait = "5s", max_concurrency = 1, backoff = {initial = "0ms"}}]\n'
+    await rig.consumer(toml=toml)
+    crowd = await rig.submit_many("counts-itself", [{}] * 40, priority=3)
+    task = await rig.submit("count-words", {"texts": ["a", "b"]}, priority=3)
+    await rig.result(task, within=20)
+    first = (await rig.row(task.id))["started_at"]
+    last = max([(await rig.row(task.id, unit))["started_at"] for unit in (0, 1, -2)])
+    starts = [(await rig.row(item.id))["started_at"] for item in crowd]
+    between = [start for start in starts if start and first < start < last]
+    assert len(between) <= 6, "shards and the merge waited behind tasks that had not started"
 
 
 async def _is_empty(rig: ConsumerRig) -> bool:

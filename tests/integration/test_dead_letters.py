@@ -136,7 +136,8 @@ async def test_a_redrive_repairs_a_plan_that_is_complete_and_has_no_merge(db: Da
     await complete(db, task.id, 0)
     letter_id = await fail(db, task.id, 1)
     await db.fetch(
-        "update headrace_core.units set state = 'COMPLETED', result = '1' where task_id = %(id)s and unit = 1 returning 1",
+        "update headrace_core.units set state = 'COMPLETED', result = '1'"
+        " where task_id = %(id)s and unit = 1 returning 1",
         {"id": task.id},
     )
     done = await dead_letters.redrive(db, [Chosen(letter_id, task.id, 1)])
@@ -265,7 +266,7 @@ async def test_turns_under_a_rate_come_one_by_one_and_only_to_one_replica(db: Da
     letters = [await failed(db) for _ in range(3)]
     await dead_letters.schedule(db, letters, 1000.0, None)
     assert await dead_letters.match_letters(db, Filter(), 10) == []
-    turns = []
+    turns: list[dead_letters.Turn] = []
     while len(turns) < 3:
         turns += await dead_letters.take_turns(db)
     assert {turn.letter for turn in turns} == set(letters)

@@ -1,4 +1,4 @@
-"""DeadLetterService over gRPC: one, many, by filter; rate, dry run, new payload; discards; refusals that change nothing."""
+"""DeadLetterService over gRPC: one, many, by filter; rate, dry run, new payload; refusals that change nothing."""
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -20,6 +20,7 @@ from tests.fixtures.waiting import eventually
 from tests.producer_harness import Harness, refused, running_producer
 
 Code = grpc.StatusCode
+NO_REASON: Any = 999
 
 
 @pytest_asyncio.fixture
@@ -136,7 +137,7 @@ async def test_requests_that_make_no_sense_are_refused(producer: Harness) -> Non
         ({"ids": [task_id], "rate": 0.001}, ["rate"]),
         ({"ids": [task_id], "deadline": at(hours=-1)}, ["deadline"]),
         ({"filter": pb.DeadLetterFilter(queue="\0"), "rate": -1}, ["filter.queue", "rate"]),
-        ({"filter": pb.DeadLetterFilter(reason=999)}, ["filter.reason"]),
+        ({"filter": pb.DeadLetterFilter(reason=NO_REASON)}, ["filter.reason"]),
     ):
         refusal = await refused(redrive(producer, **fields))
         assert (refusal.code, refusal.fields) == (Code.INVALID_ARGUMENT, places), refusal.message

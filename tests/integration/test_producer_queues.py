@@ -59,8 +59,9 @@ async def test_a_purge_cancels_more_than_one_batch(producer: Harness) -> None:
     for _ in range(3):
         await producer.submit(queue="brief")
     await producer.db.fetch(
-        "insert into headrace_core.units (task_id, unit, namespace, kind, queue, priority, due_at, max_attempts, max_crashes,"
-        " payload, sequence) select gen_random_uuid(), -1, 'n', 'plain', 'default', 2, now(), 3, 3, '{}', 1"
+        "insert into headrace_core.units"
+        " (task_id, unit, namespace, kind, queue, priority, due_at, max_attempts, max_crashes, payload, sequence)"
+        " select gen_random_uuid(), -1, 'n', 'plain', 'default', 2, now(), 3, 3, '{}', 1"
         " from generate_series(1, 1200) returning 1"
     )
     response = await producer.queues.PurgeQueue(pb.PurgeQueueRequest(name="default"))

@@ -1,4 +1,4 @@
-"""The relay against a real broker: what is committed reaches the stream, what is overdue ends, what is lost comes back."""
+"""The relay on a real broker: what is committed reaches the stream, what is overdue ends, what is lost comes back."""
 
 import asyncio
 from collections.abc import AsyncIterator

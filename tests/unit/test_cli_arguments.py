@@ -9,8 +9,10 @@ import pytest
 
 from headrace.cli import arguments, server_verbs
 from headrace.cli.analyze import result_lines
+from headrace.cli.describe import event_text
 from headrace.cli.entry import build_app, run
 from headrace.cli.exits import Failure
+from headrace.v1 import event_pb2, task_pb2
 
 
 @pytest.mark.parametrize(
@@ -118,6 +120,16 @@ def test_a_defect_of_our_own_is_no_missing_extra(
 
 def test_a_result_of_another_shape_is_shown_as_far_as_it_goes() -> None:
     assert list(result_lines({})) == ["Summary", "  (none)"]
+
+
+def test_a_shards_progress_is_its_own() -> None:
+    event = event_pb2.TaskEvent(unit=task_pb2.Unit(type=task_pb2.UNIT_TYPE_SHARD, shard_index=3))
+    event.progress.progress.fraction = 0.5
+    event.progress.progress.total_shards = 8
+    assert event_text(event) == "shard 3  50%"
+    event.unit.type = task_pb2.UNIT_TYPE_TASK
+    event.progress.progress.done_shards = 2
+    assert event_text(event) == "2/8 shards"
 
 
 def test_the_help_imports_neither_grpc_nor_rich_nor_the_services() -> None:

@@ -84,9 +84,9 @@ class Encoder:
 
     def __init__(self, folder: Path) -> None:
         """Read about 90 MB from `folder`."""
-        # BLAS threads wait for each other by spinning: beside a busy neighbour, a second consumer for instance,
-        # the same shards took 70 s with two threads and 6 s with one. Shards run side by side instead. Read by numpy
-        # when it is first imported; whoever sets the variable, or has imported numpy before, keeps his number.
+        # Shards run side by side; BLAS threads inside them would only get in each other's way. Measured beside two
+        # busy processes on 2 cores: the same shards took 8 and 12 s with one BLAS thread, 38 and 46 s with two.
+        # numpy reads it when it is first imported: a variable that is set, or numpy imported before, decides.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         # Its thread pool gains nothing on texts of one shard, and would not survive a fork of a process pool.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
