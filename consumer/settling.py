@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -79,8 +80,8 @@ class Settler:
             await self._settle_apart(batch, error)
             return
         self._on_settled(settlements)
+        _count([item.settlement for item in batch], settlements.answers)
         for item, answer in zip(batch, settlements.answers, strict=True):
-            _count(item.settlement, answer)
             if not item.answer.done():
                 item.answer.set_result(answer)
 
@@ -125,8 +126,12 @@ def refused(settlement: Settlement, error: DataRejected) -> Fail:
     return Fail(settlement.lease, "failure", "NON_RETRYABLE", error_json("NON_RETRYABLE", "DataRejected", str(error)))
 
 
-def _count(settlement: Settlement, answer: Settled) -> None:
-    if answer.applied:
-        metrics.settled_total.labels(type(settlement).__name__.lower()).inc()
-    else:
-        metrics.fenced_total.inc()
+def _count(settlements: Sequence[Settlement], answers: Sequence[Settled]) -> None:
+    applied = Counter(
+        type(settlement).__name__.lower()
+        for settlement, answer in zip(settlements, answers, strict=True)
+        if answer.applied
+    )
+    for name, number in applied.items():
+        metrics.settled_total.labels(name).inc(number)
+    metrics.fenced_total.inc(len(answers) - applied.total())

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jsonschema_rs
-from headrace_core.tasks.kinds import KindRow, read_kinds
 
 from headrace_core.db.pool import Database
 from headrace_core.errors import PayloadMismatch, UnknownKind, Violation
+from headrace_core.tasks.kinds import KindRow, read_kinds
 from headrace_core.telemetry import logs
 
 REFRESH_SECONDS = 1.0
-FORCED_REFRESH_SECONDS = 0.25
 MAX_VIOLATIONS = 20
 
 _log = logs.get("headrace.producer.kinds")
@@ -69,12 +68,12 @@ class KnownKinds:
         """The kind of that name.
 
         Raises:
-            UnknownKind: nobody registered it, as read not longer ago than a quarter of a second.
+            UnknownKind: nobody has registered it, as read after this call began.
             DatabaseUnavailable: it is not known here, and Postgres does not answer.
         """
         kind = self._kinds.get(name)
         if kind is None:
-            await self._refresh_unless_fresh(FORCED_REFRESH_SECONDS)
+            await self._refresh(since=asyncio.get_running_loop().time())
             kind = self._kinds.get(name)
         if kind is None:
             raise UnknownKind(
@@ -85,16 +84,17 @@ class KnownKinds:
     async def keep_fresh(self) -> None:
         """Read the kinds each second, for ever. Raises DatabaseUnavailable; what is known stays known."""
         while True:
-            await self._refresh_unless_fresh(REFRESH_SECONDS)
+            await self._refresh(since=asyncio.get_running_loop().time() - REFRESH_SECONDS)
             await asyncio.sleep(REFRESH_SECONDS)
 
-    async def _refresh_unless_fresh(self, age: float) -> None:
-        clock = asyncio.get_running_loop().time
+    async def _refresh(self, *, since: float) -> None:
+        """Read the kinds unless a read has begun at or after `since`. However many ask, one read is under way."""
         async with self._reading:
-            if clock() - self._read_at < age:
+            if self._read_at >= since:
                 return
+            begun = asyncio.get_running_loop().time()
             rows = await read_kinds(self._db)
-            self._read_at = clock()
+            self._read_at = begun
         grouped: dict[str, list[KindRow]] = {}
         for row in rows:
             grouped.setdefault(row.kind, []).append(row)

@@ -183,9 +183,8 @@ class QueueIntake:
         self._on_wakes(wakes)
         for (_, item), answer in zip(taken, claims, strict=True):
             if answer.unit is not None:
-                self._bucket.take(1)
-                metrics.claims_total.labels("broker", self.queue.name).inc()
                 self._starter.start(answer.unit, item.message, self.slots)
+        self._count("broker", sum(answer.unit is not None for answer in claims))
         await self._refuse([(item, answer) for (_, item), answer in zip(taken, claims, strict=True)])
 
     async def _refuse(self, answers: Sequence[tuple[Waiting, Claim]]) -> None:
@@ -204,12 +203,16 @@ class QueueIntake:
             self._give_slots_back(room)
             raise
         self._give_slots_back(room - len(units))
-        self._bucket.take(len(units))
         self._on_wakes(wakes)
+        self._count("postgres", len(units))
         for unit in units:
-            metrics.claims_total.labels("postgres", self.queue.name).inc()
             self._starter.start(unit, None, self.slots)
         return len(units)
+
+    def _count(self, source: str, claimed: int) -> None:
+        if claimed:
+            self._bucket.take(claimed)
+            metrics.claims_total.labels(source, self.queue.name).inc(claimed)
 
     def _give_slots_back(self, count: int) -> None:
         """Without waking ourselves: nothing has become free that was not free before."""

@@ -309,6 +309,7 @@ ALTER TABLE ONLY headrace_core.queues
     ADD CONSTRAINT queues_pkey PRIMARY KEY (name);
 ALTER TABLE ONLY headrace_core.units
     ADD CONSTRAINT units_pkey PRIMARY KEY (task_id, unit);
+CREATE INDEX dead_letters_by_queue ON headrace_core.dead_letters USING btree (queue) WHERE (resolved_at IS NULL);
 CREATE INDEX dead_letters_listed ON headrace_core.dead_letters USING btree (created_at DESC, id);
 CREATE INDEX dead_letters_open ON headrace_core.dead_letters USING btree (created_at DESC, id) WHERE (resolved_at IS NULL);
 CREATE INDEX dead_letters_redrive ON headrace_core.dead_letters USING btree (redrive_at) WHERE ((redrive_at IS NOT NULL) AND (resolved_at IS NULL));
@@ -316,6 +317,7 @@ CREATE INDEX dead_letters_task ON headrace_core.dead_letters USING btree (task_i
 CREATE INDEX dead_letters_unpublished ON headrace_core.dead_letters USING btree (created_at) WHERE ((published_at IS NULL) AND (resolved_at IS NULL));
 CREATE INDEX dead_letters_unremoved ON headrace_core.dead_letters USING btree (resolved_at) WHERE ((resolved_at IS NOT NULL) AND (removed_at IS NULL));
 CREATE INDEX units_deadline ON headrace_core.units USING btree (deadline) WHERE ((unit = '-1'::integer) AND (deadline IS NOT NULL) AND (state = ANY (ARRAY['PENDING'::text, 'PROCESSING'::text])));
+CREATE INDEX units_ended ON headrace_core.units USING btree (ended_at) WHERE ((unit = '-1'::integer) AND (ended_at IS NOT NULL));
 CREATE INDEX units_held ON headrace_core.units USING btree (holder) WHERE ((state = 'PROCESSING'::text) AND (holder IS NOT NULL));
 CREATE UNIQUE INDEX units_idempotency ON headrace_core.units USING btree (namespace, idempotency_key) WHERE (idempotency_key IS NOT NULL);
 CREATE INDEX units_labels ON headrace_core.units USING gin (labels jsonb_path_ops) WHERE (labels <> '{}'::jsonb);

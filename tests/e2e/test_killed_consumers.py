@@ -3,10 +3,15 @@
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from headrace import Client
 from headrace_core.db.pool import Database
 from tests.e2e.running import RunningStack, lines_of
 from tests.fixtures.waiting import eventually
+
+# The session's stack starts a new consumer in the killed one's place: it belongs to the stack and ends with it.
+pytestmark = pytest.mark.leaks_ok
 
 
 async def test_a_task_of_a_killed_consumer_is_finished_by_another(

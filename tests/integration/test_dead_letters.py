@@ -171,10 +171,6 @@ async def test_a_new_payload_drops_plan_and_parts(db: Database) -> None:
     await assert_history_is_dense(db, task.id)
 
 
-@pytest.mark.xfail(
-    reason="plan_task and create_merges start new units at epoch 0; they must start at the task row's epoch,"
-    " which the redrive has raised above every dropped unit's"
-)
 async def test_a_new_payload_never_gives_a_shards_epoch_out_twice(db: Database) -> None:
     holder = a_holder()
     task = await planned(db, holder, shards=1)

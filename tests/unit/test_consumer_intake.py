@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consumer.intake.levels import Malformed, parse
-from consumer.intake.limits import Slots, TokenBucket, calls_of, cores, slots_of
+from consumer.intake.limits import Slots, TokenBucket, Turnover, calls_of, cores, slots_of
 from consumer.intake.mode import ModeSwitch
 from consumer.intake.priority import RESUME, WEIGHTS, PriorityBuffer
 from consumer.registry import collect
@@ -169,3 +169,13 @@ def test_parse_raises_nothing_else(body: bytes) -> None:
         parse(body)
     except Malformed:
         return
+
+
+def test_turnover_is_nothing_for_long_tasks_and_bounded_for_short_ones() -> None:
+    turnover = Turnover(64)
+    assert turnover.prefetch(0.0, 0) == 0
+    assert turnover.prefetch(10.0, 50) == 0, "five a second: half a slot in a tenth of one"
+    assert turnover.prefetch(10.05, 500) == 0, "judged once a tenth of a second"
+    assert turnover.prefetch(10.1, 80) == 30
+    assert turnover.prefetch(10.2, 8000) == 64
+    assert turnover.prefetch(11.2, 8000) == 0

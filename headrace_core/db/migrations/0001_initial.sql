@@ -79,6 +79,8 @@ create index units_held on headrace_core.units (holder) where state = 'PROCESSIN
 create index units_processing on headrace_core.units (queue) where state = 'PROCESSING' and unit = -1;
 create index units_deadline on headrace_core.units (deadline)
     where unit = -1 and deadline is not null and state in ('PENDING', 'PROCESSING');
+-- For the rates of the queues, and for retention.
+create index units_ended on headrace_core.units (ended_at) where unit = -1 and ended_at is not null;
 create index units_labels on headrace_core.units using gin (labels jsonb_path_ops) where labels <> '{}';
 
 -- A change, with the sequence that the task's row gave it in the same transaction.
@@ -148,6 +150,7 @@ create table headrace_core.dead_letters (
 );
 create index dead_letters_task on headrace_core.dead_letters (task_id, generation desc) where task_id is not null;
 create index dead_letters_open on headrace_core.dead_letters (created_at desc, id) where resolved_at is null;
+create index dead_letters_by_queue on headrace_core.dead_letters (queue) where resolved_at is null;
 create index dead_letters_listed on headrace_core.dead_letters (created_at desc, id);
 create index dead_letters_unpublished on headrace_core.dead_letters (created_at) where published_at is null and resolved_at is null;
 create index dead_letters_unremoved on headrace_core.dead_letters (resolved_at) where resolved_at is not null and removed_at is null;

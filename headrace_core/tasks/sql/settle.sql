@@ -81,16 +81,17 @@ with superseded as (
     set state = 'CANCELLED', reason = 'SUPERSEDED', holder = null, ended_at = now(), updated_at = now()
     where task_id = any(%(tasks)b::uuid[]) and unit >= 0 and state in ('PENDING', 'PROCESSING')
 )
-insert into headrace_core.units (task_id, unit, generation, namespace, kind, queue, priority, payload, due_at, offered_at, resumed,
-    max_attempts, max_crashes, deadline)
-select task_id, -2, generation, namespace, kind, queue, priority, '{}', now(), now(), true, max_attempts, max_crashes, deadline
+insert into headrace_core.units (task_id, unit, generation, epoch, namespace, kind, queue, priority, payload, due_at, offered_at,
+    resumed, max_attempts, max_crashes, deadline)
+select task_id, -2, generation, epoch, namespace, kind, queue, priority, '{}', now(), now(), true, max_attempts, max_crashes, deadline
 from headrace_core.units
 where task_id = any(%(tasks)b::uuid[]) and unit = -1
 on conflict (task_id, unit) do nothing
 returning task_id, unit, queue, priority, resumed, dispatch;
 
 -- name: plan_task
--- A plan is done: the task keeps PROCESSING without a holder, its shards are units of their own from here on.
+-- A plan is done: the task keeps PROCESSING without a holder, its shards are units of their own from here on. Their epochs
+-- go on from the plan's: after a redrive with another payload no number is given out twice.
 with planned as (
     update headrace_core.units u
     set holder = null, checkpoint = null, total_shards = cardinality(%(shards)b::text[]), needed_shards = %(needed)s,
@@ -98,9 +99,9 @@ with planned as (
     where u.task_id = %(task)s and u.unit = -1 and u.state = 'PROCESSING' and u.epoch = %(epoch)s and u.holder = %(holder)s
     returning u.*
 ), shards as (
-    insert into headrace_core.units (task_id, unit, generation, namespace, kind, queue, priority, payload, due_at, offered_at,
+    insert into headrace_core.units (task_id, unit, generation, epoch, namespace, kind, queue, priority, payload, due_at, offered_at,
         resumed, max_attempts, max_crashes, deadline)
-    select p.task_id, s.position - 1, p.generation, p.namespace, p.kind, p.queue, p.priority, s.payload::json, now(), now(),
+    select p.task_id, s.position - 1, p.generation, p.epoch, p.namespace, p.kind, p.queue, p.priority, s.payload::json, now(), now(),
         true, p.max_attempts, p.max_crashes, p.deadline
     from planned p, unnest(%(shards)b::text[]) with ordinality as s (payload, position)
 ), logged as (
