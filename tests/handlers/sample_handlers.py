@@ -192,3 +192,10 @@ async def counts_itself(ctx: TaskContext, input: dict[str, Any]) -> int:
     await asyncio.sleep(0.02)
     RUNNING["now"] -= 1
     return RUNNING["most"]
+
+
+@handler("where")
+async def where(ctx: TaskContext, input: dict[str, Any]) -> int:
+    await ctx.checkpoint("here")
+    await ctx.output("asked")
+    return os.getpid()

@@ -10,6 +10,7 @@ from headrace.v1 import task_pb2
 from headrace_core.errors import Draining, SequenceBeyondEnd, ServerLimit, TaskNotFound
 from headrace_core.tasks.cancel import cancel
 from headrace_core.tasks.model import Complete, Fail, Report
+from headrace_core.tasks.reading import read_positions
 from headrace_core.tasks.report import report
 from headrace_core.tasks.settle import settle
 from status.filters import WatchStart
@@ -97,6 +98,23 @@ async def test_a_wake_alone_is_served_at_once(database_url: str) -> None:
         assert events[0].state_change.state == task_pb2.TASK_STATE_PROCESSING
         assert (events[1].progress.progress.fraction, events[1].progress.progress.message) == (0.5, "half")
         await stream.close()
+
+
+async def test_events_between_the_read_and_the_join_are_found_although_their_wakes_met_nobody(
+    database_url: str,
+) -> None:
+    async with rig(database_url) as status:
+        task = await submitted(status.db)
+        stands = (await read_positions(status.db, [task.id]))[task.id]
+        status.wake(await run_task(status.db, HOLDER, task.id, outputs=0))
+        with status.hub.watcher() as watcher:
+            track = status.hub.join(watcher, task.id, stands, stands.sequence)
+            await eventually(lambda: track.topic.cursor == 3)
+            assert await watcher.wait(5.0)
+            assert watcher.take_ready() == [track]
+            events = track.topic.take(track.position)
+        assert events is not None
+        assert sequences(events) == [2, 3]
 
 
 async def test_removed_history_is_a_gap_and_a_snapshot(database_url: str) -> None:

@@ -176,6 +176,6 @@ def test_turnover_is_nothing_for_long_tasks_and_bounded_for_short_ones() -> None
     assert turnover.prefetch(0.0, 0) == 0
     assert turnover.prefetch(10.0, 50) == 0, "five a second: half a slot in a tenth of one"
     assert turnover.prefetch(10.05, 500) == 0, "judged once a tenth of a second"
-    assert turnover.prefetch(10.1, 80) == 30
-    assert turnover.prefetch(10.2, 8000) == 64
-    assert turnover.prefetch(11.2, 8000) == 0
+    assert turnover.prefetch(10.125, 90) == 32
+    assert turnover.prefetch(10.25, 8000) == 64
+    assert turnover.prefetch(11.5, 8000) == 0
