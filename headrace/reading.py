@@ -54,7 +54,6 @@ class Reader:
         labels: Mapping[str, str] | None = None,
         queue: str = "",
         kind: str = "",
-        states: Iterable[StateName] = (),
         after_sequences: Mapping[str, int] | None = None,
         heartbeats: bool = False,
     ) -> AsyncGenerator[event_pb2.TaskEvent]:
@@ -64,7 +63,7 @@ class Reader:
         namespace that match, those submitted later included, and ends only when the caller stops.
         """
         wanted = None if ids is None else tuple(ids)
-        chosen = None if wanted is not None else self._filter(None, kind, queue, states, labels)
+        chosen = None if wanted is not None else self._filter(None, kind, queue, (), labels)
         request = status_pb2.WatchTasksRequest(ids=wanted, filter=chosen)
         source = Source(lambda seen: self._many(request, seen), endless=wanted is None)
         async with aclosing(self._watch(source, after_sequences, heartbeats)) as events:
@@ -179,7 +178,7 @@ class Reader:
             namespace=self.config.namespace if namespace is None else namespace,
             kind=kind,
             queue=queue,
-            states=[_state(name) for name in states],
+            states=[state_number(name) for name in states],
             labels=labels,
         )
 
@@ -189,7 +188,8 @@ class Reader:
         return stub
 
 
-def _state(name: str) -> task_pb2.TaskState.ValueType:
+def state_number(name: str) -> task_pb2.TaskState.ValueType:
+    """The state called `name` (`FAILED`, in any case). Raises InvalidFieldsError, naming them all, if there is none."""
     try:
         return task_pb2.TaskState.Value(f"TASK_STATE_{name.upper()}")
     except ValueError:

@@ -88,7 +88,7 @@ class Hub:
             topic = Topic(task_id, stands.sequence, terminal=stands.state in TERMINAL)
             self._topics[task_id] = topic
             # What was committed since, and its wake, may have come before there was anything to wake.
-            pass
+            self._mark_dirty(topic)
         track = Track(watcher, topic, after)
         topic.tracks[track] = None
         watcher.tracks[task_id] = track

@@ -41,16 +41,20 @@ async def tail(
     session: Session,
     queue: Annotated[str, typer.Option("--queue", metavar="NAME", help="The queue.")] = "",
     label: Annotated[list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="May be repeated.")] = None,
-    state: Annotated[list[str] | None, typer.Option("--state", metavar="STATE", help="May be repeated.")] = None,
+    state: Annotated[
+        list[str] | None,
+        typer.Option("--state", metavar="STATE", help="Show only how tasks come into this state. May be repeated."),
+    ] = None,
 ) -> None:
     """Follow all tasks that match, those submitted later included, until Ctrl-C."""
-    from headrace.cli.tasks import state_names  # noqa: PLC0415 - the two modules need each other
+    from headrace.reading import state_number  # noqa: PLC0415 - gRPC is imported by the verbs that use it
 
-    events = session.client.watch_many(
-        labels=labels(label or ()), queue=queue, states=state_names(state), heartbeats=session.json
-    )
+    shown = {describe.state_name(state_number(name)) for name in state or ()}
+    events = session.client.watch_many(labels=labels(label or ()), queue=queue, heartbeats=session.json)
     async with aclosing(events) as stream:
         async for event in stream:
+            if shown and task_state(event) not in shown:
+                continue
             if session.json:
                 output.write_message(event)
             elif text := describe.event_text(event):

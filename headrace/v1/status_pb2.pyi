@@ -345,7 +345,9 @@ class WatchTasksRequest(google.protobuf.message.Message):
 
     @property
     def filter(self) -> global___TaskFilter:
-        """Tasks that match, existing ones that have not ended (at most 10,000, the newest) and new ones."""
+        """Tasks that match, existing ones that have not ended (at most 10,000, the newest) and new ones. Its `states` must be
+        empty (INVALID_FIELDS): a task's state changes while it is watched.
+        """
 
     @property
     def after_sequences(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]:

@@ -16,7 +16,7 @@ import pytest
 from google.protobuf import json_format
 
 from headrace.v1 import dead_letter_pb2, event_pb2, producer_pb2, queue_pb2, status_pb2, task_pb2
-from tests.contract.scripted import TASK, Script, ScriptedServer, heartbeat, life, refusal, serving, snapshot
+from tests.contract.scripted import TASK, Script, ScriptedServer, heartbeat, life, refusal, serving, snapshot, state
 
 BOUND = 40
 
@@ -138,17 +138,18 @@ async def test_watch_tells_the_shell_how_the_task_ended(server: ScriptedServer, 
 
 
 async def test_an_interrupt_ends_a_tail_with_130(server: ScriptedServer) -> None:
-    server.script.watches += [[snapshot(1, task_pb2.TASK_STATE_PENDING), asyncio.Event().wait]]
+    waiting, failed = snapshot(1, task_pb2.TASK_STATE_PENDING), state(2, task_pb2.TASK_STATE_FAILED)
+    server.script.watches += [[waiting, failed, asyncio.Event().wait]]
     arguments = ("tail", "--queue", "q", "--label", "a=b", "--state", "failed", "--json")
     async with started(server.address, *arguments) as process:
         assert process.stdout is not None
         line = await process.stdout.readline()
         process.send_signal(signal.SIGINT)
         out, err = await process.communicate()
-    assert parsed(line, event_pb2.TaskEvent()).sequence == 1
+    assert parsed(line, event_pb2.TaskEvent()).state_change.state == task_pb2.TASK_STATE_FAILED
     assert (process.returncode, out, err) == (130, b"", b"")
     wanted = server.script.asked("WatchTasks")[0].filter
-    assert (wanted.queue, list(wanted.states), dict(wanted.labels)) == ("q", [task_pb2.TASK_STATE_FAILED], {"a": "b"})
+    assert (wanted.queue, list(wanted.states), dict(wanted.labels)) == ("q", [], {"a": "b"})
 
 
 def answer_with(task: task_pb2.Task) -> status_pb2.GetTaskResponse:
