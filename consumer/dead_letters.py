@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Sequence
 
 from headrace_core.bus.connection import Bus
-from headrace_core.bus.dead_letters import DeadLetter as StreamEntry
 from headrace_core.bus.dead_letters import publish_dead_letters
 from headrace_core.bus.declaration import StreamNames
+from headrace_core.bus.entries import entry_of
 from headrace_core.bus.errors import BusError
 from headrace_core.bus.publisher import Publisher
 from headrace_core.bus.puller import Message
 from headrace_core.bus.topology import stream_info
 from headrace_core.db.pool import Database
 from headrace_core.errors import DatabaseUnavailable
-from headrace_core.tasks.dead_letters import DeadLetter, find_letters, mark_published, record_unparseable
+from headrace_core.tasks.dead_letters import find_letters, mark_published, record_unparseable
 from headrace_core.telemetry import logs, metrics
 
 MAX_MALFORMED = 100
@@ -45,24 +44,6 @@ class DeadLetterFeed:
             await mark_published(self._database, stored)
         except (BusError, DatabaseUnavailable) as error:
             log.info("dead letters are left to the relay", action="dead_letters.left", error=error.message)
-
-
-def entry_of(letter: DeadLetter) -> StreamEntry:
-    """A dead letter as its entry in the stream."""
-    budgets = json.loads(letter.budgets)
-    return StreamEntry(
-        id=letter.id,
-        queue=letter.queue,
-        reason=letter.reason,
-        error=letter.error,
-        attempts=sum(budgets.get(name, 0) for name in ("failures", "crashes", "interruptions")),
-        origin=str(letter.task_id or letter.id),
-        created_at=letter.created_at,
-        kind=letter.kind,
-        namespace=letter.namespace,
-        task_id=letter.task_id,
-        generation=letter.generation if letter.task_id else None,
-    )
 
 
 class MalformedMessages:

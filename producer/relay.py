@@ -7,14 +7,13 @@ that skip what another holds, and every statement is conditional on the state th
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from headrace_core.bus.connection import Bus
-from headrace_core.bus.dead_letters import DeadLetter as StreamEntry
 from headrace_core.bus.dead_letters import publish_dead_letters, remove_dead_letter
 from headrace_core.bus.declaration import StreamNames
+from headrace_core.bus.entries import entry_of
 from headrace_core.bus.errors import BusError
 from headrace_core.bus.publisher import Publisher
 from headrace_core.db.pool import Database
@@ -22,7 +21,6 @@ from headrace_core.errors import DatabaseUnavailable
 from headrace_core.runtime.supervisor import Supervisor
 from headrace_core.tasks import dead_letters
 from headrace_core.tasks.cancel import expire
-from headrace_core.tasks.dead_letters import DeadLetter
 from headrace_core.tasks.model import Submitted, TaskState, Wake
 from headrace_core.tasks.publication import of_submitted, take_unpublished
 from headrace_core.tasks.takeover import read_leases, take_over
@@ -162,7 +160,7 @@ class Relay:
         letters = await dead_letters.take_unpublished(self._db)
         if not letters:
             return
-        results = await publish_dead_letters(bus, publisher, self._names, [_entry(letter) for letter in letters])
+        results = await publish_dead_letters(bus, publisher, self._names, [entry_of(letter) for letter in letters])
         stored = [letter.id for letter, result in zip(letters, results, strict=True) if result.accepted]
         await dead_letters.mark_published(self._db, stored)
         if refused := [result for result in results if not result.accepted]:
@@ -200,23 +198,6 @@ class Relay:
             started = clock()
             await _unless_database_is_away(self.watch_leases)
             await asyncio.sleep(max(ROUND_SECONDS - (clock() - started), 0.05))
-
-
-def _entry(letter: DeadLetter) -> StreamEntry:
-    budgets = json.loads(letter.budgets)
-    return StreamEntry(
-        id=letter.id,
-        queue=letter.queue,
-        reason=letter.reason,
-        error=letter.error,
-        attempts=sum(budgets.get(name, 0) for name in ("failures", "crashes", "interruptions")),
-        origin=str(letter.task_id or letter.id),
-        created_at=letter.created_at,
-        kind=letter.kind,
-        namespace=letter.namespace,
-        task_id=letter.task_id,
-        generation=letter.generation if letter.task_id else None,
-    )
 
 
 def _every(seconds: float, chore: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
