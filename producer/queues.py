@@ -6,16 +6,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc
-from google.protobuf.duration_pb2 import Duration
 
 from headrace.v1 import queue_pb2 as pb
 from headrace.v1 import queue_pb2_grpc
 from headrace_core.db.pool import Database
 from headrace_core.errors import InvalidFields, UnknownQueue, Violation
-from headrace_core.rpc.convert import timestamp
-from headrace_core.settings.queues import QueueSettings
+from headrace_core.rpc.queues import queue_message
 from headrace_core.tasks import queues
-from headrace_core.tasks.queues import QueueFigures
 from producer.announcing import Announcer
 from producer.arguments import answered_within
 from producer.queue_loads import QueueLoads
@@ -43,7 +40,7 @@ class QueueServicer(queue_pb2_grpc.QueueServiceServicer):
     ) -> pb.ListQueuesResponse:
         async with answered_within(context):
             found = await queues.read_figures(self._db)
-        return pb.ListQueuesResponse(queues=[_message(figures) for figures in found])
+        return pb.ListQueuesResponse(queues=[queue_message(figures) for figures in found])
 
     async def GetQueue(  # noqa: D102, N802
         self, request: pb.GetQueueRequest, context: Context
@@ -77,7 +74,7 @@ class QueueServicer(queue_pb2_grpc.QueueServiceServicer):
 
     async def _look(self, name: str) -> pb.Queue:
         (figures,) = await queues.read_figures(self._db, name)
-        return _message(figures)
+        return queue_message(figures)
 
     async def _purge(self, name: str) -> int:
         """What was there when the call came. Each batch is a transaction of its own; a call that breaks off leaves the
@@ -102,39 +99,3 @@ def _name(name: str) -> str:
     if "\0" in name:
         raise UnknownQueue("a name with the character NUL is no queue's", metadata={})
     return name
-
-
-def _message(figures: QueueFigures) -> pb.Queue:
-    return pb.Queue(
-        name=figures.settings.name,
-        paused=figures.paused_at is not None,
-        backlog=figures.backlog,
-        delayed=figures.delayed,
-        in_flight=figures.in_flight,
-        dead_letters=figures.dead_letters,
-        oldest_age=_duration(figures.oldest_age),
-        submit_rate=figures.submit_rate,
-        finish_rate=figures.finish_rate,
-        limits=_limits(figures.settings),
-        pause_time=timestamp(figures.paused_at),
-    )
-
-
-def _limits(settings: QueueSettings) -> pb.QueueLimits:
-    return pb.QueueLimits(
-        max_attempts=settings.max_attempts,
-        max_crashes=settings.max_crashes,
-        max_backlog=settings.max_backlog,
-        max_dead_letters=settings.max_dead_letters,
-        max_concurrency=settings.max_concurrency,
-        rate_limit=settings.rate_limit,
-        max_batch_size=settings.max_batch_size,
-        max_batch_timeout=_duration(settings.max_batch_timeout),
-        ack_wait=_duration(settings.ack_wait),
-    )
-
-
-def _duration(seconds: float) -> Duration:
-    duration = Duration()
-    duration.FromNanoseconds(round(seconds * 1e6) * 1000)
-    return duration

@@ -6,13 +6,11 @@ import asyncio
 import json
 from collections.abc import Awaitable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TypeVar
 
-from google.protobuf.duration_pb2 import Duration
-
 import headrace
-from headrace.v1 import queue_pb2, status_pb2
+from headrace.v1 import status_pb2
 from headrace_core.bus.broker_status import BrokerView, look
 from headrace_core.bus.connection import Bus
 from headrace_core.bus.declaration import StreamNames
@@ -20,6 +18,7 @@ from headrace_core.bus.errors import BusError
 from headrace_core.db.pool import Database
 from headrace_core.errors import DatabaseUnavailable
 from headrace_core.rpc.convert import timestamp
+from headrace_core.rpc.queues import duration, queue_message
 from headrace_core.tasks.kinds import ConsumerRow, Inference, live_consumers, read_inference
 from headrace_core.tasks.queues import QueueFigures, read_figures
 from status.health import HEALTHY, UNHEALTHY, Parts, judge
@@ -127,36 +126,8 @@ def inference_message(seen: Inference, now: datetime) -> status_pb2.InferenceSta
         model=found.get("model") or "",
         models=found.get("models") or (),
         last_error=error,
-        latency=None if latency is None else _duration(latency / 1000),
+        latency=None if latency is None else duration(latency / 1000),
         check_time=timestamp(seen.checked_at),
-    )
-
-
-def queue_message(figures: QueueFigures) -> queue_pb2.Queue:
-    """A queue and its figures."""
-    settings = figures.settings
-    return queue_pb2.Queue(
-        name=settings.name,
-        paused=figures.paused_at is not None,
-        backlog=figures.backlog,
-        delayed=figures.delayed,
-        in_flight=figures.in_flight,
-        dead_letters=figures.dead_letters,
-        oldest_age=_duration(figures.oldest_age),
-        submit_rate=figures.submit_rate,
-        finish_rate=figures.finish_rate,
-        limits=queue_pb2.QueueLimits(
-            max_attempts=settings.max_attempts,
-            max_crashes=settings.max_crashes,
-            max_backlog=settings.max_backlog,
-            max_dead_letters=settings.max_dead_letters,
-            max_concurrency=settings.max_concurrency,
-            rate_limit=settings.rate_limit,
-            max_batch_size=settings.max_batch_size,
-            max_batch_timeout=_duration(settings.max_batch_timeout),
-            ack_wait=_duration(settings.ack_wait),
-        ),
-        pause_time=timestamp(figures.paused_at),
     )
 
 
@@ -169,9 +140,3 @@ def _consumer_message(consumer: ConsumerRow) -> status_pb2.ConsumerStatus:
         draining=consumer.draining,
         running=consumer.running,
     )
-
-
-def _duration(seconds: float) -> Duration:
-    duration = Duration()
-    duration.FromTimedelta(timedelta(seconds=seconds))
-    return duration
