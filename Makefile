@@ -37,6 +37,7 @@ lint: setup ## Check style, architecture, protos, scripts.
 	@bash $(SETUP)/protos.sh lint
 	@bash $(SETUP)/protos.sh breaking
 	@bash $(SETUP)/check_tree.sh
+	@$(BIN)/python $(SETUP)/check_size.py
 
 types: setup ## Check the types (mypy --strict).
 	@$(BIN)/mypy

@@ -9,16 +9,16 @@ import pytest
 from headrace_core.bus import publisher as publisher_module
 from headrace_core.bus.broker_status import QueueView, look
 from headrace_core.bus.connection import Bus
-from headrace_core.bus.declaration import StreamNames, declared
+from headrace_core.bus.declaration import declared
 from headrace_core.bus.errors import BusError
 from headrace_core.bus.publisher import OutgoingMessage, Publisher, PublishOutcome
-from headrace_core.bus.puller import Message, Puller, acknowledge, in_progress
+from headrace_core.bus.puller import acknowledge, in_progress
 from headrace_core.bus.topology import apply
 from headrace_core.stack.nats import NatsServer
 from tests.fixtures.proxy import Proxy
 from tests.fixtures.waiting import eventually
+from tests.integration.collector import NAMES, Collector
 
-NAMES = StreamNames()
 SUBJECT = NAMES.task_subject("default.normal")
 
 
@@ -42,35 +42,6 @@ async def publisher(bus: Bus) -> AsyncIterator[Publisher]:
     publisher = Publisher(bus)
     yield publisher
     await publisher.close()
-
-
-class Collector:
-    """A puller that always has some messages asked for and keeps what comes."""
-
-    def __init__(self, bus: Bus, *, batch: int = 100, stream: str = NAMES.tasks, **options: float) -> None:
-        self.messages: list[Message] = []
-        self.idle = 0
-        self.batch = batch
-        self.puller = Puller(bus, stream, "default-normal", self.take, on_idle=self.on_idle, **options)
-        self._tasks: set[asyncio.Task[bool]] = set()
-
-    def take(self, message: Message) -> None:
-        self.messages.append(message)
-        if self.puller.outstanding == 0:
-            self.ask()
-
-    def on_idle(self) -> None:
-        self.idle += 1
-        if self.puller.outstanding == 0:
-            self.ask()
-
-    def ask(self) -> None:
-        task = asyncio.get_running_loop().create_task(self.puller.request(self.batch))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    def bodies(self) -> set[bytes]:
-        return {message.body for message in self.messages}
 
 
 @pytest.fixture
