@@ -15,6 +15,7 @@ from consumer.builtin.ai.backend import process_backend
 from consumer.builtin.ai.embedded import EmbeddedBackend
 from consumer.builtin.ai.handler import EMBEDDING_TOKENS
 from consumer.builtin.ai.models import MAX_QUESTIONS, MAX_SHARDS, AnalyzeInput, AnalyzeResult
+from consumer.builtin.ai.ranking import is_prose
 from headrace.handlers import NonRetryable
 from tests.documents.handbooks import Handbook, found_among_first_three, handbook
 from tests.documents.recording import RecordingContext, analysed
@@ -196,3 +197,17 @@ async def test_wrong_settings_are_an_error_that_says_so(monkeypatch: pytest.Monk
 def test_malformed_inputs_are_refused(payload: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         AnalyzeInput.model_validate(payload)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "prose"),
+    [
+        ("A task is accepted when its row is committed.", True),
+        ("`headrace dev` starts the stack.", True),
+        ("| G1 | accepted is durable | [the test](x.py) |", False),
+        ("`submit`, `watch` and `get` print the task.", False),
+        ("任务在提交后即被接受。", True),
+    ],
+)
+def test_tables_and_code_are_not_prose(sentence: str, prose: bool) -> None:
+    assert is_prose(sentence) == prose

@@ -27,6 +27,8 @@ _SAME = 0.6
 """Two sentences that share this much of the shorter one's terms say the same."""
 _FEWEST_TERMS = 4
 """A shorter sentence is never extracted: it is a label, a list mark, an exclamation."""
+_DRAWN = 3
+"""So many marks of Markdown in one sentence are a table, code or a diagram."""
 
 
 @dataclass(frozen=True)
@@ -109,16 +111,24 @@ def best_passages(text: Text, scores: Sequence[float]) -> list[int]:
 
 def extracts(text: Text, score_of: Callable[[int], float]) -> list[Extract]:
     """The sentences that say most about the shard, none twice, in the order of the text."""
-    candidates = [
+    long_enough = [
         index
         for index, sentence in enumerate(text.sentences)
         if not sentence.heading and len(set(text.sentence_terms[index])) >= _FEWEST_TERMS
     ]
+    # A shard that is one table is summed up by its rows; elsewhere they would stand among sentences.
+    candidates = [index for index in long_enough if is_prose(text.sentence_text(index))] or long_enough
     scored = {index: score_of(index) for index in candidates}
     order = sorted(candidates, key=lambda index: (-scored[index], index))
     limit = max(_EXTRACTS_PER_SHARD, _EXTRACTS // text.shard.count)
     chosen = distinct(order, lambda index: set(text.sentence_terms[index]), limit)
     return [text.extract(index, scored[index]) for index in sorted(chosen)]
+
+
+def is_prose(sentence: str) -> bool:
+    """False for what Markdown draws rather than says: table rows, code, diagrams, links to other pages."""
+    marks = sum(sentence.count(mark) for mark in ("|", "](", "`", "──"))
+    return marks < _DRAWN
 
 
 def distinct(order: Sequence[int], terms_of: Callable[[int], set[str]], limit: int) -> list[int]:
