@@ -99,6 +99,11 @@ class Connection:
         try:
             yield
         except grpc.aio.AioRpcError as error:
+            # A cancelled caller may read its own cut call as a refusal (CANCELLED) before the cancellation itself:
+            # taken for a broken connection, it would be resumed, and Ctrl-C would be lost.
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise asyncio.CancelledError from error
             raise from_rpc_error(error, where=self._where) from error
         except asyncio.CancelledError:
             # Closing a channel cancels its calls without cancelling whoever waits for them.

@@ -22,6 +22,8 @@ def main() -> None:
     """Run the command line with sys.argv and exit."""
     for stream in (sys.stdout, sys.stderr):
         _as_utf8(stream)
+    # gRPC's core logs the weather of its connections to standard error, which belongs to our own sentences.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     sys.exit(run(sys.argv[1:]))
 
 
