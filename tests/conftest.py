@@ -1,5 +1,7 @@
 """Fixtures of all tests. Real servers, a fresh database a test, and a check that nothing is left behind."""
 
+import signal
+
 from tests.fixtures.leaks import no_leaked_processes_or_threads, no_leaked_tasks
 from tests.fixtures.servers import (
     database_url,
@@ -11,6 +13,10 @@ from tests.fixtures.servers import (
     postgres_session,
     stack,
 )
+
+# A background job of a shell without job control ignores SIGINT and passes that on to its children, which the tests
+# interrupt. A handler of our own is not passed on.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 __all__ = [
     "database_url",
