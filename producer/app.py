@@ -24,12 +24,14 @@ from producer.queue_loads import QueueLoads
 from producer.queues import QueueServicer
 from producer.redrive import Redrive
 from producer.relay import Relay
+from producer.salvage import refused_request, salvaged_batch
 from producer.servicer import ProducerServicer
 from producer.submission import Submission
 from producer.submit import GroupCommit
 
 POOL_SIZE = 12
 START_AGAIN_SECONDS = 0.5
+FLUSH_SECONDS = 2.0
 # Longer than an ordinary fail-over of a pool's connections, shorter than a load balancer's patience.
 SILENT_SECONDS = 5.0
 
@@ -75,7 +77,9 @@ class ProducerService:
     def problems(self) -> list[str]:
         """Not ready without Postgres. An absent broker is no problem: submits are accepted (promise G7)."""
         silent = self._loads.age()
-        return [f"Postgres has not answered for {silent:.0f} s"] if silent > SILENT_SECONDS else []
+        if silent > SILENT_SECONDS:
+            return [f"Postgres has not answered for {silent:.0f} s"]
+        return [self._db.shortage] if self._db.shortage else []
 
     async def start(self) -> None:
         """Declare the queues, read what admission needs, then serve."""
@@ -93,6 +97,7 @@ class ProducerService:
         """Refuse new calls, finish those in progress and their commits."""
         await self._server.stop(self._settings.grace_seconds)
         await self._commits.close()
+        await self._publisher.flush(FLUSH_SECONDS)
 
     async def stop(self) -> None:
         """End the background tasks, note what was published, close the connections."""
@@ -135,6 +140,7 @@ class ProducerService:
             producer_pb2_grpc.add_ProducerServiceServicer_to_server,
             ProducerServicer(self._db, submission, self._announcer),
             "headrace.v1.ProducerService",
+            salvage={"SubmitTask": refused_request, "SubmitTasks": salvaged_batch},
         )
         server.add(
             dead_letter_pb2_grpc.add_DeadLetterServiceServicer_to_server,

@@ -10,12 +10,13 @@ from typing import Any
 
 import grpc
 
+from headrace import json_text
 from headrace.v1 import dead_letter_pb2 as pb
 from headrace.v1 import dead_letter_pb2_grpc, error_pb2, task_pb2
 from headrace_core.db.pool import Database
 from headrace_core.errors import InvalidFields, Violation
 from headrace_core.rpc.convert import attempt_message, error_message, reason_number, task_message, timestamp
-from headrace_core.tasks import dead_letters, json_text
+from headrace_core.tasks import dead_letters
 from headrace_core.tasks.dead_letters import DeadLetter, Filter
 from producer import page_tokens
 from producer.arguments import answered_within, future_time, is_uuid

@@ -21,13 +21,15 @@ class LeaseWatch:
     def see(self, leases: Sequence[Observed], now: float, lease_of: Callable[[str], float]) -> list[Observed]:
         """A round's reading at `now` (monotonic seconds); those unchanged for a whole lease of their queue.
 
+        And those of holders that were seen to die: they are lost at once.
+
         A round that comes late proves nothing about the time before it: the watch starts anew.
         """
         if now - self._last_round > ROUND_SECONDS + LATE_SECONDS:
             self._since.clear()
         self._last_round = now
         self._since = {item.mark: self._since.get(item.mark, now) for item in leases}
-        return [item for item in leases if now - self._since[item.mark] >= lease_of(item.queue)]
+        return [item for item in leases if item.dead or now - self._since[item.mark] >= lease_of(item.queue)]
 
     def fail(self) -> None:
         """A round could not read: whoever could not renew then has an excuse."""

@@ -9,15 +9,18 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from headrace_core.bus.connection import Bus
 from headrace_core.bus.declaration import StreamNames
+from headrace_core.bus.errors import BusError
 from headrace_core.bus.publisher import OutgoingMessage, Publisher, PublishOutcome, PublishResult
 from headrace_core.db.pool import Database
 from headrace_core.errors import DatabaseUnavailable
 from headrace_core.tasks.model import Publication
 from headrace_core.tasks.publication import mark_published
 from headrace_core.telemetry import logs, metrics
+from producer.stream_identity import StreamIdentity
 
 MAX_QUEUED = 20_000
 MAX_UNMARKED = 50_000
@@ -27,6 +30,14 @@ FULL_SECONDS = 1.0
 MARK_SECONDS = 0.5
 
 _log = logs.get("headrace.producer.publishing")
+
+
+class _Stored(NamedTuple):
+    """A publication that was confirmed, and the incarnation of the stream that was known when it was sent."""
+
+    publication: Publication
+    sequence: int
+    incarnation: int
 
 
 class TaskPublisher:
@@ -41,8 +52,12 @@ class TaskPublisher:
         self._names = names
         self._publisher = Publisher(bus) if bus is not None else None
         self._queued: deque[Publication] = deque()
-        self._unmarked: deque[Publication] = deque(maxlen=MAX_UNMARKED)
+        self.identity = StreamIdentity(db, bus, names.tasks) if bus is not None else None
+        """Of the stream of tasks; None with `broker = "none"`."""
+        self._unmarked: deque[_Stored] = deque(maxlen=MAX_UNMARKED)
         self._arrived = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._full_until: dict[str, float] = {}
 
     @property
@@ -60,6 +75,7 @@ class TaskPublisher:
         if not self.ready:
             return
         self._queued.extend(publications[: max(self.room, 0)])
+        self._idle.clear()
         self._arrived.set()
 
     def full(self) -> list[str]:
@@ -75,12 +91,21 @@ class TaskPublisher:
             self._arrived.clear()
             while self._queued:
                 await self._publish(self._publisher, self._next_batch())
+            self._idle.set()
 
     async def mark_forever(self) -> None:
         """Note in Postgres, now and then, what the stream has stored."""
         while self._publisher is not None:
             await asyncio.sleep(MARK_SECONDS)
             await self._mark()
+
+    async def flush(self, within: float) -> None:
+        """Wait until what was offered has been published, at most `within` seconds; the rest is another replica's."""
+        try:
+            async with asyncio.timeout(within):
+                await self._idle.wait()
+        except TimeoutError:
+            _log.info("publications are left to the next relay", action="publish_unflushed", count=len(self._queued))
 
     async def close(self) -> None:
         """Publish nothing more; note what is known."""
@@ -97,9 +122,10 @@ class TaskPublisher:
         messages = [
             OutgoingMessage(self._names.task_subject(item.subject_suffix), item.body, item.message_id) for item in batch
         ]
+        sent_to = await self._known_incarnation()
         results = await publisher.publish(messages)
         for item, result in zip(batch, results, strict=True):
-            self._note(item, result)
+            self._note(item, result, sent_to)
         refused = [result for result in results if not result.accepted and result.outcome is not PublishOutcome.FULL]
         if refused:
             _log.warning(
@@ -110,19 +136,36 @@ class TaskPublisher:
                 reason=refused[0].reason,
             )
 
-    def _note(self, item: Publication, result: PublishResult) -> None:
+    async def _known_incarnation(self) -> int | None:
+        """Of the stream, from before a publication; None if nobody can say now: then nothing is marked."""
+        if self.identity is None or self.identity.incarnation is not None:
+            return None if self.identity is None else self.identity.incarnation
+        try:
+            return await self.identity.look()
+        except (BusError, DatabaseUnavailable):
+            return None  # `_mark` says it, once a round
+
+    def _note(self, item: Publication, result: PublishResult, sent_to: int | None) -> None:
         if result.accepted:
-            self._unmarked.append(item)
+            if sent_to is not None:
+                self._unmarked.append(_Stored(item, result.sequence, sent_to))
             metrics.published_total.labels(item.subject_suffix.rpartition(".")[2]).inc()
         elif result.outcome is PublishOutcome.FULL:
             self._full_until[item.subject_suffix] = asyncio.get_running_loop().time() + FULL_SECONDS
 
     async def _mark(self) -> None:
-        """In batches. One that Postgres did not take costs its units another publication, no more."""
-        while self._unmarked:
-            batch = [self._unmarked.popleft() for _ in range(min(BATCH, len(self._unmarked)))]
-            try:
-                await mark_published(self._db, batch)
-            except DatabaseUnavailable as error:
-                _log.info("publications not noted", action="mark_failed", count=len(batch), error=error.message)
-                return
+        """In batches. What was confirmed by a stream that is not the one before us may be lost: it is left unmarked.
+
+        One that Postgres did not take costs its units another publication, no more.
+        """
+        assert self.identity is not None
+        if not self._unmarked and self.identity.incarnation is not None:
+            return
+        try:
+            incarnation = await self.identity.look()
+            while self._unmarked:
+                batch = [self._unmarked.popleft() for _ in range(min(BATCH, len(self._unmarked)))]
+                same = [(item.publication, item.sequence) for item in batch if item.incarnation == incarnation]
+                await mark_published(self._db, incarnation, same)
+        except (BusError, DatabaseUnavailable) as error:
+            _log.info("publications not noted", action="mark_failed", count=len(self._unmarked), error=error.message)

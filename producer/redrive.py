@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
 
+from headrace import json_text
 from headrace_core.db.pool import Database
 from headrace_core.errors import DeadLetterNotFound, DeadLetterResolved
-from headrace_core.tasks import dead_letters, json_text
+from headrace_core.tasks import dead_letters
 from headrace_core.tasks.dead_letters import Chosen, DeadLetter, Filter
 from headrace_core.tasks.model import TaskRecord
 from headrace_core.telemetry import logs

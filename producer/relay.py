@@ -11,25 +11,24 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from headrace_core.bus.connection import Bus
-from headrace_core.bus.dead_letters import publish_dead_letters, remove_dead_letter
 from headrace_core.bus.declaration import StreamNames
-from headrace_core.bus.entries import entry_of
-from headrace_core.bus.errors import BusError
-from headrace_core.bus.publisher import Publisher
 from headrace_core.db.pool import Database
 from headrace_core.errors import DatabaseUnavailable
 from headrace_core.runtime.supervisor import Supervisor
-from headrace_core.tasks import dead_letters
 from headrace_core.tasks.cancel import expire
 from headrace_core.tasks.model import Submitted, TaskState, Wake
 from headrace_core.tasks.publication import of_submitted, take_unpublished
+from headrace_core.tasks.reconciliation import create_missing_merges
 from headrace_core.tasks.takeover import read_leases, take_over
 from headrace_core.telemetry import logs, metrics
 from producer.announcing import Announcer
+from producer.dead_letter_sync import DeadLetterSync
+from producer.dead_messages import DeadMessages
 from producer.known_kinds import KnownKinds
 from producer.lease_watch import ROUND_SECONDS, LeaseWatch
 from producer.publishing import TaskPublisher
 from producer.queue_loads import QueueLoads
+from producer.reconciler import RECONCILE_SECONDS, Reconciler
 from producer.redrive import Redrive
 
 SWEEP_SECONDS = 0.25
@@ -40,6 +39,8 @@ DEADLINE_SECONDS = 1.0
 DEADLINE_BATCH = 500
 DEAD_LETTER_SECONDS = 1.0
 TURN_SECONDS = 0.5
+MERGE_SECONDS = 10.0
+MERGE_BATCH = 100
 TAKEOVER_BATCH = 200
 
 T = TypeVar("T")
@@ -71,7 +72,7 @@ class Relay:
         self._redrive = redrive
         self._nudged = asyncio.Event()
         self._watch = LeaseWatch()
-        self._entries = Publisher(bus) if bus is not None else None
+        self._letters = DeadLetterSync(db, bus, names) if bus is not None else None
 
     def start(self, supervisor: Supervisor) -> None:
         """Begin every chore."""
@@ -81,10 +82,20 @@ class Relay:
         supervisor.spawn("relay-sweep", self._sweep_forever)
         supervisor.spawn("relay-deadlines", _every(DEADLINE_SECONDS, self.expire_overdue))
         supervisor.spawn("relay-leases", self._watch_leases_forever)
+        supervisor.spawn("relay-merges", _every(MERGE_SECONDS, self.repair_merges))
         supervisor.spawn("relay-redrive", _every(TURN_SECONDS, self._redrive.redrive_due))
-        if self._bus is not None:
-            supervisor.spawn("relay-dead-letters", _every(DEAD_LETTER_SECONDS, self.sync_dead_letters))
+        if self._bus is not None and self._letters is not None:
+            supervisor.spawn("relay-dead-letters", _every(DEAD_LETTER_SECONDS, self._letters.sync))
+            self._start_reconciler(self._bus, supervisor)
             self._bus.on_state_change(lambda connected: self.nudge() if connected else None)
+
+    def _start_reconciler(self, bus: Bus, supervisor: Supervisor) -> None:
+        identity = self._publisher.identity
+        assert identity is not None
+        dead = DeadMessages(self._db, bus, self._names, self._publisher, identity)
+        reconciler = Reconciler(self._db, bus, self._names, self._publisher, self._loads, dead, identity)
+        supervisor.spawn("relay-advisories", dead.follow_advisories)
+        supervisor.spawn("relay-reconcile", _every(RECONCILE_SECONDS, reconciler.reconcile))
 
     def nudge(self) -> None:
         """Sweep at once: the broker is back, a queue goes on."""
@@ -141,42 +152,18 @@ class Relay:
             self._publisher.offer(settled.publications)
             self._announcer.wake(settled.wakes)
 
+    async def repair_merges(self) -> None:
+        """Create merges that are missing although their shards are done. None ever should be."""
+        publications = await create_missing_merges(self._db, MERGE_BATCH)
+        if publications:
+            tasks = [str(item.unit_id.task_id) for item in publications[:10]]
+            _log.error("merges were missing", action="merges_repaired", count=len(publications), tasks=tasks)
+            self._publisher.offer(publications)
+
     async def close(self) -> None:
         """Listen for nothing more. The chores have been ended by their supervisor before."""
-        if self._entries is not None:
-            await self._entries.close()
-
-    async def sync_dead_letters(self) -> None:
-        """Publish the open entries that the DLQ stream lacks, remove the closed ones that it may still have."""
-        if self._bus is None or self._entries is None or not self._bus.jetstream:
-            return
-        try:
-            await self._publish_dead_letters(self._bus, self._entries)
-            await self._remove_dead_letters(self._bus)
-        except BusError as error:
-            _log.warning("dead letters wait for the broker", action="dead_letters_wait", error=error.message)
-
-    async def _publish_dead_letters(self, bus: Bus, publisher: Publisher) -> None:
-        letters = await dead_letters.take_unpublished(self._db)
-        if not letters:
-            return
-        results = await publish_dead_letters(bus, publisher, self._names, [entry_of(letter) for letter in letters])
-        stored = [letter.id for letter, result in zip(letters, results, strict=True) if result.accepted]
-        await dead_letters.mark_published(self._db, stored)
-        if refused := [result for result in results if not result.accepted]:
-            _log.warning(
-                "dead letters not published",
-                action="dead_letters_refused",
-                count=len(refused),
-                reason=refused[0].reason,
-            )
-
-    async def _remove_dead_letters(self, bus: Bus) -> None:
-        closed = await dead_letters.take_unremoved(self._db)
-        for letter_id, queue in closed:
-            await remove_dead_letter(bus, self._names, queue, letter_id)
-        if closed:
-            await dead_letters.mark_removed(self._db, [letter_id for letter_id, _ in closed])
+        if self._letters is not None:
+            await self._letters.close()
 
     async def _sweep_forever(self) -> None:
         while True:

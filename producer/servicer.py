@@ -33,7 +33,7 @@ class ProducerServicer(producer_pb2_grpc.ProducerServiceServicer):
     async def SubmitTasks(  # noqa: D102, N802
         self, request: producer_pb2.SubmitTasksRequest, context: Context
     ) -> producer_pb2.SubmitTasksResponse:
-        return await self._submission.submit_many(request.requests, within=within(context))
+        return await self._submission.submit_many(request, within=within(context))
 
     async def CancelTask(  # noqa: D102, N802
         self, request: producer_pb2.CancelTaskRequest, context: Context

@@ -14,8 +14,12 @@ from headrace_core.rpc.status import status_of
 from headrace_core.tasks.model import NewTask, Submitted
 from headrace_core.tasks.submit import find_by_key
 from producer.admission import Admission
+from producer.salvage import SalvagedBatch
 from producer.submit import RETRY_AFTER, GroupCommit
 from producer.validation import MAX_REQUESTS, SubmitRequest, validated
+
+Request = producer_pb2.SubmitTaskRequest | DomainError
+"""As it came, or why it could not be read."""
 
 # How many requests are checked before other callers get a turn: 30 µs each.
 _BREATH = 50
@@ -39,18 +43,17 @@ class Submission:
         return _response(answer)
 
     async def submit_many(
-        self, messages: Sequence[producer_pb2.SubmitTaskRequest], *, within: float
+        self, batch: producer_pb2.SubmitTasksRequest | SalvagedBatch, *, within: float
     ) -> producer_pb2.SubmitTasksResponse:
         """Accept each task on its own. Raises InvalidFields for none or too many, DatabaseUnavailable for all."""
+        messages: Sequence[Request] = batch.requests
         if not 1 <= len(messages) <= MAX_REQUESTS:
             said = f"there are {len(messages)}; 1 to {MAX_REQUESTS} are allowed"
             raise InvalidFields.of([Violation("requests", said)])
         answers = await self._submit(messages, within)
         return producer_pb2.SubmitTasksResponse(results=[_result(answer) for answer in answers])
 
-    async def _submit(
-        self, messages: Sequence[producer_pb2.SubmitTaskRequest], within: float
-    ) -> list[Submitted | DomainError]:
+    async def _submit(self, messages: Sequence[Request], within: float) -> list[Submitted | DomainError]:
         try:
             async with asyncio.timeout(within):
                 return await self._submit_all(messages, within)
@@ -61,9 +64,7 @@ class Submission:
                 retry_after=RETRY_AFTER,
             ) from error
 
-    async def _submit_all(
-        self, messages: Sequence[producer_pb2.SubmitTaskRequest], within: float
-    ) -> list[Submitted | DomainError]:
+    async def _submit_all(self, messages: Sequence[Request], within: float) -> list[Submitted | DomainError]:
         answers: list[Submitted | DomainError | None] = []
         tasks: list[NewTask] = []
         for index, message in enumerate(messages):
@@ -76,8 +77,10 @@ class Submission:
         committed = iter(await self._commits.submit(tasks, within=within) if tasks else [])
         return [_checked(next(committed)) if answer is None else answer for answer in answers]
 
-    async def _prepare(self, message: producer_pb2.SubmitTaskRequest) -> NewTask | Submitted | DomainError:
+    async def _prepare(self, message: Request) -> NewTask | Submitted | DomainError:
         """A task to commit, the task that its key has brought before, or the refusal."""
+        if isinstance(message, DomainError):
+            return message
         now = datetime.now(UTC)
         try:
             request = validated(message, now)

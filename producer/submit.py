@@ -8,8 +8,10 @@ by reading back.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from headrace_core.db.errors import DataRejected
@@ -20,10 +22,17 @@ from headrace_core.tasks.submit import submit
 from headrace_core.telemetry import logs, metrics
 
 MAX_BATCH = 500
+# One statement carries the payloads of a batch: 500 of 1 MiB would be half a gigabyte.
+MAX_BATCH_BYTES = 8 * 1024 * 1024
 MAX_COMMITS = 2
 # How many must wait for a second commit beside the first: two nearly empty ones cost twice the time.
 WORTH_A_COMMIT = 100
 MAX_WAITING = 5000
+MAX_WAITING_BYTES = 128 * 1024 * 1024
+# Whoever would wait for more than this share of its time is told so at once, and not when the time is over.
+LONGEST_WAIT = 0.5
+# How much the latest commit counts in the estimate of how long one takes.
+LATEST = 0.3
 COMMIT_SECONDS = 5.0
 REPEAT_SECONDS = 0.1
 RETRY_AFTER = 1.0
@@ -58,7 +67,9 @@ class GroupCommit:
         self._db = db
         self._on_committed = on_committed
         self._waiting: deque[_Entry] = deque()
+        self._waiting_bytes = 0
         self._commits: set[asyncio.Task[None]] = set()
+        self._pace = _Pace()
 
     async def submit(self, tasks: Sequence[NewTask], *, within: float) -> list[Answer]:
         """Commit `tasks`, one answer each, in order. An InvalidFields among them: Postgres refused that
@@ -68,13 +79,10 @@ class GroupCommit:
             DatabaseUnavailable: no commit within `within` seconds; the outcome is unknown.
             ServerLimit: too many submits are waiting already; none of these was taken.
         """
-        if len(self._waiting) + len(tasks) > MAX_WAITING:
-            raise ServerLimit(
-                f"{len(self._waiting)} submits are waiting for Postgres; at most {MAX_WAITING} may",
-                retry_after=RETRY_AFTER,
-            )
+        self._admit(tasks, within)
         entries = [_Entry(task) for task in tasks]
         self._waiting.extend(entries)
+        self._waiting_bytes += sum(len(task.payload) for task in tasks)
         self._start_commits()
         return await _answers(entries, within)
 
@@ -82,6 +90,22 @@ class GroupCommit:
         """Wait for the commits that are under way; each ends within COMMIT_SECONDS."""
         while self._commits:
             await asyncio.wait(set(self._commits))
+
+    def _admit(self, tasks: Sequence[NewTask], within: float) -> None:
+        """Refuse what there is no room for, and what would not be committed in time. Raises ServerLimit."""
+        waiting, size = len(self._waiting), self._waiting_bytes + sum(len(task.payload) for task in tasks)
+        if waiting + len(tasks) > MAX_WAITING:
+            raise _full(f"{waiting} submits are waiting for Postgres; at most {MAX_WAITING} may", MAX_WAITING)
+        if size > MAX_WAITING_BYTES:
+            said = f"{self._waiting_bytes} bytes of payload are waiting for Postgres; at most {MAX_WAITING_BYTES} may"
+            raise _full(said, MAX_WAITING_BYTES)
+        # What the next commits take at once is worth a try, also while Postgres is silent.
+        if waiting < MAX_BATCH:
+            return
+        seconds = self._pace.seconds * (1 + waiting / (MAX_BATCH * MAX_COMMITS))
+        if seconds > within * LONGEST_WAIT:
+            said = f"{waiting} submits are waiting for Postgres, which takes {seconds:.1f} s for them at its pace"
+            raise _full(said, MAX_WAITING, retry_after=seconds)
 
     def _start_commits(self) -> None:
         if not self._commits or (len(self._commits) < MAX_COMMITS and len(self._waiting) >= WORTH_A_COMMIT):
@@ -100,15 +124,19 @@ class GroupCommit:
     def _next_batch(self) -> list[_Entry]:
         """Up to MAX_BATCH entries; those whose callers have gone are left out, nobody would learn of them."""
         batch: list[_Entry] = []
-        while self._waiting and len(batch) < MAX_BATCH:
+        size = 0
+        while self._waiting and len(batch) < MAX_BATCH and size < MAX_BATCH_BYTES:
             entry = self._waiting.popleft()
+            self._waiting_bytes -= len(entry.task.payload)
             if not entry.answer.done():
                 batch.append(entry)
+                size += len(entry.task.payload)
         return batch
 
     async def _commit(self, batch: list[_Entry]) -> None:
         try:
-            accepted = await self._commit_until_known(batch)
+            with self._pace.measured():
+                accepted = await self._commit_until_known(batch)
         except DataRejected as error:
             await self._split(batch, error)
             return
@@ -144,6 +172,31 @@ class GroupCommit:
             await self._commit(half)
 
 
+class _Pace:
+    """How long a commit takes, as it has been lately; one that has been under way for longer says so itself."""
+
+    def __init__(self) -> None:
+        self._usual = 0.0
+        self._started: dict[object, float] = {}
+
+    @property
+    def seconds(self) -> float:
+        """The estimate."""
+        now = time.monotonic()
+        return max([self._usual, *(now - started for started in self._started.values())])
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        """Around each commit."""
+        commit, started = object(), time.monotonic()
+        self._started[commit] = started
+        try:
+            yield
+        finally:
+            del self._started[commit]
+            self._usual += LATEST * (time.monotonic() - started - self._usual)
+
+
 async def _answers(entries: Sequence[_Entry], within: float) -> list[Answer]:
     try:
         async with asyncio.timeout(within):
@@ -159,6 +212,10 @@ def _forget(answer: asyncio.Future[Answer]) -> None:
     """Nobody waits any more: what is not committed yet is left out, and an error needs no other reader."""
     if not answer.cancel() and not answer.cancelled():
         answer.exception()
+
+
+def _full(said: str, limit: int, retry_after: float = RETRY_AFTER) -> ServerLimit:
+    return ServerLimit(said, retry_after=max(retry_after, RETRY_AFTER), metadata={"limit": str(limit)})
 
 
 def _unknown_outcome() -> DatabaseUnavailable:

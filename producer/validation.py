@@ -18,9 +18,9 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from headrace import json_text
 from headrace.v1 import producer_pb2
 from headrace_core.errors import InvalidFields, Violation
-from headrace_core.tasks import json_text
 from headrace_core.tasks.model import Priority
 from producer.payload import payload_text
 

@@ -6,7 +6,7 @@ from psycopg import errors as sqlstate
 
 from headrace_core.errors import DatabaseUnavailable
 
-__all__ = ["DataRejected", "DatabaseUnavailable", "is_repeatable", "translate"]
+__all__ = ["DataRejected", "DatabaseUnavailable", "is_repeatable", "is_shortage", "translate"]
 
 
 class DataRejected(Exception):
@@ -22,6 +22,11 @@ def is_repeatable(error: BaseException) -> bool:
     return isinstance(error, sqlstate.DeadlockDetected | sqlstate.SerializationFailure)
 
 
+def is_shortage(error: BaseException) -> bool:
+    """True where Postgres has run out of disk, memory or connections (SQLSTATE class 53)."""
+    return isinstance(error, psycopg.Error) and (error.sqlstate or "")[:2] == "53"
+
+
 def translate(error: BaseException) -> Exception | None:
     """The domain's error for one of the driver's; None if it is a defect of ours (a wrong statement, say)."""
     if isinstance(error, psycopg_pool.PoolTimeout | psycopg_pool.PoolClosed | TimeoutError):
@@ -31,15 +36,17 @@ def translate(error: BaseException) -> Exception | None:
     state = error.sqlstate or ""
     if state[:2] in ("22", "23", "54"):
         return DataRejected(state, error.diag.message_primary or type(error).__name__)
+    if is_shortage(error):
+        return DatabaseUnavailable(f"Postgres is out of resources (SQLSTATE {state}): {_first_line(error)}")
     if _says_unavailable(error, state):
         return DatabaseUnavailable(f"Postgres does not answer: {_first_line(error)}")
     return None
 
 
 def _says_unavailable(error: psycopg.Error, state: str) -> bool:
-    """Connection lost (08), shutting down (57), out of resources (53), read-only after a fail-over (25006)."""
+    """Connection lost (08), shutting down (57), a failing disk (58), read-only after a fail-over (25006)."""
     broken = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and not state
-    return broken or state[:2] in ("08", "53", "57", "58") or state == "25006"
+    return broken or state[:2] in ("08", "57", "58") or state == "25006"
 
 
 def _first_line(error: BaseException) -> str:

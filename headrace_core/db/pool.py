@@ -2,11 +2,17 @@
 
 Every call is bounded in time, waiting for a connection included. A transaction that meets a deadlock or a serialization
 failure is run again with the same input, so its work must be a function of that input alone.
+
+At the limit the connection is cut instead of cancelling the call: psycopg answers a cancellation by asking the server
+to give up and waits 10 s for that, for nothing where the server is frozen or the network silent.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import select
+import socket
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
@@ -15,11 +21,21 @@ from psycopg import AsyncConnection
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
 
-from headrace_core.db.errors import DatabaseUnavailable, is_repeatable, translate
+from headrace_core.db.errors import DatabaseUnavailable, is_repeatable, is_shortage, translate
 
 Row = dict[str, Any]
 Params = Mapping[str, Any]
 T = TypeVar("T")
+
+# For the idle connections of a pool: without them those to a host that is gone would be found out one by one.
+KEEPALIVE = {
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 3,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+}
+SHORTAGE_SECONDS = 15.0
 
 
 class _JsonText(psycopg.adapt.Loader):
@@ -53,7 +69,12 @@ class Database:
         """`max_size` connections at most; `statement_timeout` in seconds is enforced by Postgres as well."""
         self._pool: AsyncConnectionPool[AsyncConnection[Row]] = AsyncConnectionPool(
             url,
-            kwargs={"row_factory": dict_row, "options": _options(statement_timeout), "connect_timeout": 3},
+            kwargs={
+                "row_factory": dict_row,
+                "options": _options(statement_timeout),
+                "connect_timeout": 3,
+                **KEEPALIVE,
+            },
             min_size=1,
             max_size=max_size,
             open=False,
@@ -62,6 +83,13 @@ class Database:
             check=None,
             name="headrace",
         )
+        self._shortage = ""
+        self._shortage_until = 0.0
+
+    @property
+    def shortage(self) -> str:
+        """What Postgres ran out of in the last 15 s, empty: nothing. With a full disk it still answers reads."""
+        return self._shortage if _now() < self._shortage_until else ""
 
     async def open(self) -> None:
         """Start connecting in the background; returns at once, also while Postgres is away."""
@@ -82,27 +110,50 @@ class Database:
 
     async def run(self, work: Callable[[Transaction], Awaitable[T]], *, timeout: float = 5.0) -> T:
         """Run `work` in one transaction and commit. Raises as `fetch`; the outcome is then unknown."""
+        deadline = _now() + timeout
         try:
-            async with asyncio.timeout(timeout):
-                return await self._run_until_settled(work)
+            return await self._run_until_settled(work, deadline)
         except (psycopg.Error, TimeoutError) as error:
+            if _now() >= deadline:
+                raise DatabaseUnavailable(f"Postgres did not answer within {timeout:g} s") from error
             translated = translate(error)
             if translated is None:
                 raise
+            self._note_shortage(error, translated)
             raise translated from error
 
-    async def _run_until_settled(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
+    def _note_shortage(self, error: BaseException, translated: Exception) -> None:
+        if is_shortage(error):
+            self._shortage = str(translated)
+            self._shortage_until = _now() + SHORTAGE_SECONDS
+
+    async def _run_until_settled(self, work: Callable[[Transaction], Awaitable[T]], deadline: float) -> T:
         for _ in range(_MAX_REPEATS):
             try:
-                return await self._run_once(work)
+                return await self._run_once(work, deadline)
             except psycopg.Error as error:
                 if not is_repeatable(error):
                     raise
         raise DatabaseUnavailable(f"a transaction was given up after {_MAX_REPEATS} deadlocks in a row")
 
-    async def _run_once(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
-        async with self._pool.connection() as connection:
-            return await work(Transaction(connection))
+    async def _run_once(self, work: Callable[[Transaction], Awaitable[T]], deadline: float) -> T:
+        connection = await self._connection(deadline)
+        cut = asyncio.get_running_loop().call_at(deadline, _cut, connection)
+        try:
+            async with connection:  # commits or rolls back, both before the cut is called off
+                return await work(Transaction(connection))
+        finally:
+            cut.cancel()
+            await self._pool.putconn(connection)
+
+    async def _connection(self, deadline: float) -> AsyncConnection[Row]:
+        """A connection that is not known to be broken: a fail-over ends all of them, and no caller shall pay for it."""
+        while True:
+            connection = await self._pool.getconn(timeout=max(deadline - _now(), 0.001))
+            if not _ended(connection):
+                return connection
+            await connection.close()
+            await self._pool.putconn(connection)
 
 
 _MAX_REPEATS = 8
@@ -115,6 +166,28 @@ def _options(statement_timeout: float) -> str:
         f"-c synchronous_commit=on -c timezone=UTC -c statement_timeout={milliseconds} "
         f"-c idle_in_transaction_session_timeout=30000 -c jit=off"
     )
+
+
+def _cut(connection: AsyncConnection[Row]) -> None:
+    """Break a connection, as its server would: whatever waits on it ends with an error."""
+    try:
+        with socket.socket(fileno=os.dup(connection.fileno())) as twin:
+            twin.shutdown(socket.SHUT_RDWR)
+    except (psycopg.OperationalError, OSError):
+        return  # it is broken already
+
+
+def _ended(connection: AsyncConnection[Row]) -> bool:
+    """Whether the server has ended an idle connection: it says nothing else to one that nobody asks anything."""
+    if connection.closed:
+        return True
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 async def _configure(connection: AsyncConnection[Row]) -> None:

@@ -25,7 +25,6 @@ CREATE TABLE headrace_core.units (
     reason text DEFAULT ''::text NOT NULL,
     due_at timestamp with time zone NOT NULL,
     dispatch integer DEFAULT 1 NOT NULL,
-    published_at timestamp with time zone,
     offered_at timestamp with time zone,
     resumed boolean DEFAULT false NOT NULL,
     epoch integer DEFAULT 0 NOT NULL,
@@ -61,6 +60,8 @@ CREATE TABLE headrace_core.units (
     needed_shards integer,
     done_shards integer DEFAULT 0 NOT NULL,
     failed_shards integer DEFAULT 0 NOT NULL,
+    published_in integer,
+    published_seq bigint,
     CONSTRAINT units_check CHECK (((holder IS NULL) OR (state = 'PROCESSING'::text))),
     CONSTRAINT units_priority_check CHECK (((priority >= 1) AND (priority <= 3))),
     CONSTRAINT units_state_check CHECK ((state = ANY (ARRAY['PENDING'::text, 'PROCESSING'::text, 'COMPLETED'::text, 'FAILED'::text, 'CANCELLED'::text, 'EXPIRED'::text]))),
@@ -135,6 +136,7 @@ CREATE TABLE headrace_core.dead_letters (
     removed_at timestamp with time zone,
     redrive_at timestamp with time zone,
     redrive_deadline timestamp with time zone,
+    published_in integer,
     CONSTRAINT dead_letters_resolution_check CHECK ((resolution = ANY (ARRAY[''::text, 'REDRIVEN'::text, 'DISCARDED'::text])))
 );
 CREATE VIEW headrace.dead_letters AS
@@ -210,7 +212,8 @@ CREATE TABLE headrace_core.consumers (
     seen_at timestamp with time zone DEFAULT now() NOT NULL,
     draining boolean DEFAULT false NOT NULL,
     running integer DEFAULT 0 NOT NULL,
-    mode text DEFAULT ''::text NOT NULL
+    mode text DEFAULT ''::text NOT NULL,
+    died_at timestamp with time zone
 );
 CREATE TABLE headrace_core.events (
     task_id uuid NOT NULL,
@@ -258,6 +261,12 @@ CREATE TABLE headrace_core.queues (
     paused_at timestamp with time zone,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
     CONSTRAINT queues_name_check CHECK ((name ~ '^[a-z0-9_-]{1,64}$'::text))
+);
+CREATE TABLE headrace_core.streams (
+    name text NOT NULL,
+    created text NOT NULL,
+    incarnation integer DEFAULT 0 NOT NULL,
+    seen_at timestamp with time zone DEFAULT now() NOT NULL
 );
 CREATE VIEW headrace_core.task_records AS
  SELECT task_id AS id,
@@ -307,11 +316,15 @@ ALTER TABLE ONLY headrace_core.migrations
     ADD CONSTRAINT migrations_pkey PRIMARY KEY (version);
 ALTER TABLE ONLY headrace_core.queues
     ADD CONSTRAINT queues_pkey PRIMARY KEY (name);
+ALTER TABLE ONLY headrace_core.streams
+    ADD CONSTRAINT streams_pkey PRIMARY KEY (name);
 ALTER TABLE ONLY headrace_core.units
     ADD CONSTRAINT units_pkey PRIMARY KEY (task_id, unit);
 CREATE INDEX dead_letters_by_queue ON headrace_core.dead_letters USING btree (queue) WHERE (resolved_at IS NULL);
+CREATE INDEX dead_letters_incarnation ON headrace_core.dead_letters USING btree (COALESCE(published_in, 0)) WHERE ((resolved_at IS NULL) AND (published_at IS NOT NULL));
 CREATE INDEX dead_letters_listed ON headrace_core.dead_letters USING btree (created_at DESC, id);
 CREATE INDEX dead_letters_open ON headrace_core.dead_letters USING btree (created_at DESC, id) WHERE (resolved_at IS NULL);
+CREATE INDEX dead_letters_published ON headrace_core.dead_letters USING btree (id) WHERE ((resolved_at IS NULL) AND (published_at IS NOT NULL));
 CREATE INDEX dead_letters_redrive ON headrace_core.dead_letters USING btree (redrive_at) WHERE ((redrive_at IS NOT NULL) AND (resolved_at IS NULL));
 CREATE INDEX dead_letters_task ON headrace_core.dead_letters USING btree (task_id, generation DESC) WHERE (task_id IS NOT NULL);
 CREATE INDEX dead_letters_unpublished ON headrace_core.dead_letters USING btree (created_at) WHERE ((published_at IS NULL) AND (resolved_at IS NULL));
@@ -323,4 +336,13 @@ CREATE UNIQUE INDEX units_idempotency ON headrace_core.units USING btree (namesp
 CREATE INDEX units_labels ON headrace_core.units USING gin (labels jsonb_path_ops) WHERE (labels <> '{}'::jsonb);
 CREATE INDEX units_pending ON headrace_core.units USING btree (queue, resumed DESC, priority DESC, due_at, task_id) WHERE (state = 'PENDING'::text);
 CREATE INDEX units_processing ON headrace_core.units USING btree (queue) WHERE ((state = 'PROCESSING'::text) AND (unit = '-1'::integer));
-CREATE INDEX units_unpublished ON headrace_core.units USING btree (due_at) WHERE ((state = 'PENDING'::text) AND (published_at IS NULL));
+CREATE INDEX units_published ON headrace_core.units USING btree (queue, (
+CASE
+    WHEN resumed THEN 0
+    ELSE (priority)::integer
+END), published_in, published_seq) WHERE ((state = 'PENDING'::text) AND (published_in IS NOT NULL));
+CREATE INDEX units_unpublished ON headrace_core.units USING btree (queue, (
+CASE
+    WHEN resumed THEN 0
+    ELSE (priority)::integer
+END), due_at) WHERE ((state = 'PENDING'::text) AND (published_in IS NULL));

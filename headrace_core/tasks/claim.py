@@ -38,11 +38,16 @@ async def claim(db: Database, deliveries: Sequence[Delivered], holder: Holder) -
     return _answers(deliveries, rows, holder), _wakes(rows.values())
 
 
-async def claim_due(db: Database, queue: str, limit: int, holder: Holder) -> tuple[list[ClaimedUnit], list[Wake]]:
-    """Start up to `limit` due units of `queue` without a broker, the ones that had started before first."""
+async def claim_due(
+    db: Database, queue: str, limit: int, holder: Holder, overdue: float = 0.0
+) -> tuple[list[ClaimedUnit], list[Wake]]:
+    """Start up to `limit` units of `queue` without a broker, the ones that had started before first.
+
+    Only those that have been due for `overdue` seconds.
+    """
 
     async def work(tx: Transaction) -> dict[UnitId, Row]:
-        params = {"queue": queue, "kinds": list(holder.kinds), "limit": limit}
+        params = {"queue": queue, "kinds": list(holder.kinds), "limit": limit, "overdue": overdue}
         due = [UnitId(row["task_id"], row["unit"]) for row in await tx.fetch(_SQL["due_units"], params)]
         return await _claim(tx, due, holder) if due else {}
 

@@ -213,9 +213,38 @@ async def take_unpublished(db: Database, limit: int = 500) -> list[DeadLetter]:
     return [DeadLetter(**row) for row in await db.fetch(_SQL["take_unpublished"], {"limit": limit})]
 
 
-async def mark_published(db: Database, letter_ids: Sequence[str]) -> None:
-    """The DLQ stream has them."""
-    await db.run(lambda tx: tx.execute(_SQL["mark_published"], {"letters": list(letter_ids)}))
+async def mark_published(db: Database, incarnation: int, letter_ids: Sequence[str]) -> None:
+    """The DLQ stream, in this incarnation, has them."""
+    params = {"incarnation": incarnation, "letters": list(letter_ids)}
+    await db.run(lambda tx: tx.execute(_SQL["mark_published"], params))
+
+
+async def unmark_lost(db: Database, incarnation: int, limit: int = 5000) -> int:
+    """Take the mark from open entries that an earlier incarnation of the DLQ stream had. How many, at most `limit`."""
+    rows = await db.fetch(_SQL["unmark_lost"], {"incarnation": incarnation, "limit": limit})
+    return len(rows)
+
+
+async def unmark_published(db: Database, letter_ids: Sequence[str]) -> int:
+    """Take the mark from these open entries: the DLQ stream has them no more. How many."""
+    return len(await db.fetch(_SQL["unmark_published"], {"letters": list(letter_ids)}))
+
+
+async def count_published(db: Database) -> int:
+    """How many open entries are noted to be in the DLQ stream."""
+    (row,) = await db.fetch(_SQL["count_published"])
+    count: int = row["count"]
+    return count
+
+
+async def list_published(db: Database, after: str, limit: int) -> list[str]:
+    """Ids of open entries that are noted to be in the DLQ stream, in order, from behind `after`."""
+    return [row["id"] for row in await db.fetch(_SQL["list_published"], {"after": after, "limit": limit})]
+
+
+async def find_open(db: Database, letter_ids: Sequence[str]) -> set[str]:
+    """Those of the ids that are of open entries."""
+    return {row["id"] for row in await db.fetch(_SQL["find_open"], {"letters": list(letter_ids)})}
 
 
 async def take_unremoved(db: Database, limit: int = 500) -> list[tuple[str, str]]:
@@ -229,7 +258,7 @@ async def mark_removed(db: Database, letter_ids: Sequence[str]) -> None:
 
 
 async def record_unparseable(db: Database, letter_id: str, queue: str, message: bytes, detail: str) -> None:
-    """Write the dead letter of a message that was no task. `letter_id` is "<stream creation time>-<stream sequence>".
+    """Write the dead letter of a message that was no task. `letter_id` is of `dead_letter_id`.
 
     Idempotent by that id. Keeps the first 64 KiB of the message; `detail` says what was wrong with it.
     """

@@ -51,9 +51,10 @@ class Raised:
 
 @dataclass(frozen=True, slots=True)
 class TimedOut:
-    """The handler ran longer than its timeout."""
+    """The handler ran longer than its timeout, or, as `detail` says, stood still for too long."""
 
     seconds: float
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +100,13 @@ def interrupt(lease: Lease, interruptions: int, outcome: Interrupted) -> Resched
 
 
 def error_json(reason: str, type_: str, message: str) -> bytes:
-    """An error as it is stored: JSON text, safe for Postgres, the message cut at 4 KiB."""
-    clean = message.replace("\x00", "\ufffd").encode("utf-8", "replace")[:MAX_ERROR_BYTES].decode("utf-8", "ignore")
-    return json.dumps({"reason": reason, "type": type_, "message": clean}, ensure_ascii=False).encode()
+    """An error as it is stored: JSON text, safe for Postgres, type and message (the handler's words) cut at 4 KiB."""
+    error = {"reason": reason, "type": _clean(type_), "message": _clean(message)}
+    return json.dumps(error, ensure_ascii=False).encode()
+
+
+def _clean(text: str) -> str:
+    return text.replace("\x00", "\ufffd").encode("utf-8", "replace")[:MAX_ERROR_BYTES].decode("utf-8", "ignore")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +140,9 @@ def _error_of(outcome: Outcome, reason: str) -> bytes:
     match outcome:
         case Raised(type=type_, message=message):
             return error_json(reason, type_, message)
-        case TimedOut(seconds):
-            return error_json(reason, "TimeoutError", f"the handler ran longer than its timeout of {seconds:g} s")
+        case TimedOut(seconds, detail):
+            message = detail or f"the handler ran longer than its timeout of {seconds:g} s"
+            return error_json(reason, "TimeoutError", message)
         case Crashed(detail):
             return error_json(reason, "Crash", detail)
         case _:

@@ -34,11 +34,16 @@ async def take_unpublished(db: Database, limit: int, grace: float, full: Collect
     ]
 
 
-async def mark_published(db: Database, publications: Sequence[Publication]) -> None:
-    """Note that the stream has them. Losing this note costs one more publication; the claim makes it harmless."""
+async def mark_published(db: Database, incarnation: int, stored: Sequence[tuple[Publication, int]]) -> None:
+    """Note that the stream, in this incarnation, has them at these sequences.
+
+    Losing this note costs one more publication; the claim makes it harmless.
+    """
     params = {
-        "tasks": [item.unit_id.task_id for item in publications],
-        "units": [item.unit_id.unit for item in publications],
-        "dispatches": [item.dispatch for item in publications],
+        "incarnation": incarnation,
+        "tasks": [item.unit_id.task_id for item, _ in stored],
+        "units": [item.unit_id.unit for item, _ in stored],
+        "dispatches": [item.dispatch for item, _ in stored],
+        "sequences": [sequence for _, sequence in stored],
     }
     await db.run(lambda tx: tx.execute(_SQL["mark_published"], params))

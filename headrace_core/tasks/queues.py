@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
@@ -24,7 +25,8 @@ RATE_SECONDS = 60
 
 @dataclass(frozen=True, slots=True)
 class QueueLoad:
-    """What decides whether a queue takes another task. The counts stop at the bound that was asked for."""
+    """What decides whether a queue takes another task. `waiting` counts tasks that nobody has started yet, up to the
+    bound that was asked for."""
 
     settings: QueueSettings
     paused: bool
@@ -60,13 +62,10 @@ async def declare(db: Database, declared: Iterable[QueueSettings]) -> None:
     await db.run(lambda tx: tx.execute(_SQL["declare"], params))
 
 
-async def read_loads(db: Database, bound: int) -> dict[str, QueueLoad]:
-    """Every declared queue's load by name; waiting units are counted up to `bound`."""
-    rows = await db.fetch(_SQL["loads"], {"bound": bound})
-    return {
-        row["name"]: QueueLoad(_settings(row), row["paused_at"] is not None, row["waiting"], row["dead_letters"])
-        for row in rows
-    }
+async def read_loads(db: Database, bound: int, known: Mapping[str, int] = MappingProxyType({})) -> dict[str, QueueLoad]:
+    """Every declared queue's load by name; waiting tasks are counted up to `bound`, or taken from `known`."""
+    rows = await db.fetch(_SQL["loads"], {"bound": bound, "uncounted": list(known)})
+    return {row["name"]: _load(row, known.get(row["name"], 0)) for row in rows}
 
 
 async def read_figures(db: Database, name: str | None = None) -> list[QueueFigures]:
@@ -118,6 +117,11 @@ async def purge(db: Database, name: str, before: datetime, *, last_look: bool = 
 
 def _settings(row: Row) -> QueueSettings:
     return QueueSettings.model_validate({**json.loads(row["settings"]), "name": row["name"]})
+
+
+def _load(row: Row, known: int) -> QueueLoad:
+    waiting = known if row["waiting"] is None else row["waiting"]
+    return QueueLoad(_settings(row), row["paused_at"] is not None, waiting, row["dead_letters"])
 
 
 def _figures(row: Row, rates: Row | None) -> QueueFigures:

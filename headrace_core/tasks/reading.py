@@ -205,6 +205,20 @@ async def recent_matching(db: Database, wanted: TaskFilter, seconds: float, *, l
     return _positions(await db.run(work))
 
 
+async def ended_matching(db: Database, wanted: TaskFilter, since: datetime, *, limit: int) -> dict[UUID, Position]:
+    """Tasks that match `wanted` (its states aside) and ended at `since` or later, up to `limit`, the newest.
+
+    Raises DatabaseUnavailable.
+    """
+    params = _filter_params(wanted) | {"since": since, "limit": limit}
+
+    async def work(tx: Transaction) -> list[Row]:
+        await tx.fetch(_SQL["force_custom_plan"])
+        return await tx.fetch(_SQL["ended_matching"], params)
+
+    return _positions(await db.run(work))
+
+
 async def read_events(
     db: Database, cursors: Sequence[tuple[UUID, int]], *, per_task: int, limit: int
 ) -> list[EventRecord]:

@@ -18,6 +18,11 @@ async def renew(db: Database, leases: Sequence[Lease], *, timeout: float = 2.0) 
     return {UnitId(row["task_id"], row["unit"]) for row in rows}
 
 
+async def clear_suspicion(db: Database, leases: Sequence[Lease], *, timeout: float = 2.0) -> int:
+    """Take back what the takeover of `leases` suspects: their holder lives. Those that wait still; how many."""
+    return await db.run(lambda tx: tx.execute(_SQL["clear_suspicion"], lease_columns(leases)), timeout=timeout)
+
+
 async def save_checkpoint(db: Database, lease: Lease, data: bytes) -> bool:
     """Store `data` (JSON text) for the unit's next attempt; False if the lease was lost."""
     params = {"data": data.decode(), "task": lease.unit_id.task_id, "unit": lease.unit_id.unit}

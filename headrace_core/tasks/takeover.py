@@ -2,6 +2,7 @@
 
 Whoever watches reads all leases in rounds and keeps, by a monotonic clock, since when each renewal count has been
 unchanged. An outage of Postgres or a step of a clock takes over nothing: the rounds fail, and the watch starts anew.
+Only where a supervisor has reported that the holder's process ended is there nothing to wait for.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from headrace_core.tasks.settle import settle
 
 _SQL = queries.load("headrace_core.tasks", "sql/renew.sql")
 
+DIED = Interrupted("its consumer died")
+SILENT = Interrupted("the lease ran out: its consumer died or lost Postgres")
+
 
 @dataclass(frozen=True, slots=True)
 class Observed:
@@ -27,6 +31,8 @@ class Observed:
     queue: str
     renewal: int
     interruptions: int
+    dead: bool = False
+    """Its holder was seen to die."""
 
     @property
     def mark(self) -> tuple[UnitId, int, UUID, int]:
@@ -43,16 +49,18 @@ async def read_leases(db: Database) -> list[Observed]:
             row["queue"],
             row["renewal"],
             row["interruptions"],
+            row["dead"],
         )
         for row in rows
     ]
 
 
 async def take_over(db: Database, lost: Sequence[Observed], *, sharded: Sequence[str] = ()) -> Settlements:
-    """Put units back whose leases were seen unchanged for a whole lease: an interruption each, due at once.
+    """Put units back whose leases were seen unchanged for a whole lease, or whose holders were seen to die.
+
+    An interruption each, due at once; and each is suspected of having taken its process down.
 
     A holder that renewed in the meantime keeps its unit: the answer is not applied.
     """
-    outcome = Interrupted("the lease ran out: its consumer died or lost Postgres")
-    settlements = [interrupt(item.lease, item.interruptions, outcome) for item in lost]
+    settlements = [interrupt(item.lease, item.interruptions, DIED if item.dead else SILENT) for item in lost]
     return await settle(db, settlements, sharded=sharded, renewals={item.lease.unit_id: item.renewal for item in lost})

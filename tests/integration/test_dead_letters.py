@@ -275,7 +275,7 @@ async def test_the_stream_is_told_of_what_is_open_and_of_what_is_closed(db: Data
     chosen = await failed(db)
     assert [item.id for item in await dead_letters.take_unpublished(db)] == [chosen.id]
     assert await dead_letters.take_unremoved(db) == []
-    await dead_letters.mark_published(db, [chosen.id])
+    await dead_letters.mark_published(db, 1, [chosen.id])
     assert await dead_letters.take_unpublished(db) == []
     await dead_letters.discard(db, [chosen])
     assert await dead_letters.take_unremoved(db) == [(chosen.id, "default")]
@@ -287,7 +287,7 @@ async def test_an_entry_published_after_its_removal_is_removed_again(db: Databas
     chosen = await failed(db)
     await dead_letters.discard(db, [chosen])
     await dead_letters.mark_removed(db, [chosen.id])
-    await dead_letters.mark_published(db, [chosen.id])
+    await dead_letters.mark_published(db, 1, [chosen.id])
     assert await dead_letters.take_unremoved(db) == [(chosen.id, "default")]
 
 

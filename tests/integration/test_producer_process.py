@@ -52,7 +52,7 @@ async def test_a_process_serves_and_stops_cleanly(database_url: str, nats_url: s
             assert await process.wait() == 0
         assert not ready.exists()
         rows = [await row_of(db, UUID(answer.task.id)) for answer in answers]
-        assert all(row["published_at"] is not None for row in rows)
+        assert all(row["published_in"] is not None for row in rows)
     finally:
         if process.returncode is None:
             process.kill()

@@ -30,7 +30,6 @@ from headrace_core.tasks.model import (
 )
 from headrace_core.tasks.outcome import error_json
 from headrace_core.tasks.parts import merge_input
-from headrace_core.tasks.publication import mark_published, of_submitted, take_unpublished
 from headrace_core.tasks.renew import renew, save_checkpoint
 from headrace_core.tasks.report import report
 from headrace_core.tasks.settle import settle
@@ -349,23 +348,6 @@ async def test_a_takeover_spares_a_holder_that_renewed(db: Database) -> None:
     assert by_task == {dead.id: True, alive.id: False}
     row = await row_of(db, dead.id)
     assert (row["state"], row["interruptions"], row["suspect"]) == ("PENDING", 1, True)
-
-
-async def test_the_outbox_offers_a_unit_until_it_is_marked(db: Database) -> None:
-    task = await submitted(db)
-    assert await take_unpublished(db, 10, grace=60) == []
-    assert await take_unpublished(db, 10, grace=0, full=["default.normal"]) == []
-    assert await take_unpublished(db, 10, grace=0) == [of_submitted(task)]
-    await mark_published(db, [of_submitted(task)])
-    assert await take_unpublished(db, 10, grace=0) == []
-
-
-async def test_a_delayed_task_is_offered_when_due_and_not_before(db: Database) -> None:
-    soon = datetime.now(UTC) + timedelta(milliseconds=200)
-    task = await submitted(db, run_at=soon)
-    assert await take_unpublished(db, 10, grace=60) == []
-    await db.fetch("select pg_sleep(0.25)")
-    assert [item.unit_id.task_id for item in await take_unpublished(db, 10, grace=60)] == [task.id]
 
 
 async def test_every_recorded_history_follows_the_transition_table(db: Database) -> None:

@@ -1,6 +1,7 @@
 """The producer's pure parts: ids, the watch over leases, page tokens, payloads from Structs."""
 
 import base64
+import dataclasses
 import itertools
 import json
 from datetime import UTC, datetime
@@ -60,6 +61,11 @@ def test_a_renewal_another_epoch_and_another_holder_begin_anew() -> None:
             assert watch.see([observed()], float(second), lease_of) == []
         assert all(watch.see([changed], float(second), lease_of) == [] for second in range(10, 20))
         assert watch.see([changed], 20.0, lease_of) == [changed]
+
+
+def test_a_lease_whose_holder_was_seen_to_die_is_lost_at_once() -> None:
+    dead, alive = dataclasses.replace(observed(), dead=True), observed(unit=UnitId(uuid4()))
+    assert LeaseWatch().see([dead, alive], 0.0, lease_of) == [dead]
 
 
 def test_a_failed_round_excuses_everybody() -> None:

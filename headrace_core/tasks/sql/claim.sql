@@ -1,9 +1,11 @@
 -- name: due_units
--- What could be started now, straight from Postgres: locked until the claim in the same transaction.
+-- What could be started now, straight from Postgres, and has been due for so many seconds: locked until the claim in
+-- the same transaction.
 select u.task_id, u.unit
 from headrace_core.units u
-where u.state = 'PENDING' and u.queue = %(queue)s and u.due_at <= now() and u.kind = any(%(kinds)s)
-  and not exists (select 1 from headrace_core.queues q where q.name = u.queue and q.paused_at is not null)
+where u.state = 'PENDING' and u.queue = %(queue)s and u.due_at <= now() - make_interval(secs => %(overdue)s)
+  and u.kind = any(%(kinds)s)
+  and (select q.paused_at from headrace_core.queues q where q.name = %(queue)s) is null
 order by u.resumed desc, u.priority desc, u.due_at, u.task_id
 limit %(limit)s
 for update of u skip locked;
@@ -31,7 +33,7 @@ with locked as (
 ), put_back as (
     update headrace_core.units u
     set due_at = case when l.paused then u.due_at else now() + interval '5 s' end,
-        dispatch = u.dispatch + 1, published_at = null, offered_at = null
+        dispatch = u.dispatch + 1, published_in = null, published_seq = null, offered_at = null
     from locked l
     where u.task_id = l.task_id and u.unit = l.unit and l.state = 'PENDING' and l.due and (l.paused or not l.known)
 ), logged as (

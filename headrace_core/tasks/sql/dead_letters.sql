@@ -90,8 +90,8 @@ with chosen as (
 ), reopened as (
     update headrace_core.units u
     set state = 'PENDING', reason = 'REDRIVEN', generation = t.generation + 1, due_at = now(), dispatch = u.dispatch + 1,
-        published_at = null, offered_at = now(), resumed = true, attempt = 0, failures = 0, crashes = 0, interruptions = 0,
-        error = null, started_at = null, attempt_at = null, ended_at = null, updated_at = now(),
+        published_in = null, published_seq = null, offered_at = now(), resumed = true, attempt = 0, failures = 0, crashes = 0,
+        interruptions = 0, error = null, started_at = null, attempt_at = null, ended_at = null, updated_at = now(),
         deadline = coalesce(%(deadline)s::timestamptz, u.deadline)
     from chosen c join headrace_core.units t on t.task_id = c.task_id and t.unit = -1
     where u.task_id = c.task_id and c.planned and u.state in ('FAILED', 'CANCELLED')
@@ -101,8 +101,8 @@ with chosen as (
     update headrace_core.units t
     set state = case when c.planned then 'PROCESSING' else 'PENDING' end, reason = 'REDRIVEN', generation = t.generation + 1,
         sequence = t.sequence + case when c.planned then 2 else 1 end,
-        due_at = now(), dispatch = t.dispatch + 1, published_at = null, offered_at = now(), resumed = true, attempt = 0,
-        failures = 0, crashes = 0, interruptions = 0, error = null, attempt_at = null, ended_at = null, updated_at = now(),
+        due_at = now(), dispatch = t.dispatch + 1, published_in = null, published_seq = null, offered_at = now(), resumed = true,
+        attempt = 0, failures = 0, crashes = 0, interruptions = 0, error = null, attempt_at = null, ended_at = null, updated_at = now(),
         started_at = case when c.planned then now() end, epoch = case when c.planned then t.epoch else c.epoch end,
         deadline = coalesce(%(deadline)s::timestamptz, t.deadline), message = '', failed_shards = 0,
         fraction = case when c.planned then t.done_shards::real / greatest(t.total_shards, 1) else 0 end,
@@ -181,8 +181,35 @@ limit %(limit)s;
 
 -- name: mark_published
 -- They are in the DLQ stream. One that was closed meanwhile is to be removed (again): its removal may have come first.
-update headrace_core.dead_letters set published_at = now(), removed_at = null
+update headrace_core.dead_letters set published_at = now(), published_in = %(incarnation)s, removed_at = null
 where id = any(%(letters)s) and published_at is null;
+
+-- name: unmark_lost
+-- Open entries of an earlier incarnation of the DLQ stream: they are not in this one.
+update headrace_core.dead_letters d set published_at = null, published_in = null
+from (
+    select id from headrace_core.dead_letters
+    where resolved_at is null and published_at is not null and coalesce(published_in, 0) < %(incarnation)s
+    order by id limit %(limit)s for update skip locked
+) l
+where d.id = l.id
+returning d.id;
+
+-- name: unmark_published
+update headrace_core.dead_letters set published_at = null, published_in = null
+where id = any(%(letters)s) and resolved_at is null and published_at is not null
+returning id;
+
+-- name: count_published
+select count(*) from headrace_core.dead_letters where resolved_at is null and published_at is not null;
+
+-- name: list_published
+select id from headrace_core.dead_letters
+where resolved_at is null and published_at is not null and id > %(after)s
+order by id limit %(limit)s;
+
+-- name: find_open
+select id from headrace_core.dead_letters where id = any(%(letters)s) and resolved_at is null;
 
 -- name: take_unremoved
 -- Closed entries that may still be in the DLQ stream. One that was never published has nothing to remove, except for what

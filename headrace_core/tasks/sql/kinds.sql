@@ -29,7 +29,7 @@ insert into headrace_core.consumers (holder, worker, kinds, queues, draining, ru
 values (%(holder)s, %(worker)s, %(kinds)s, %(queues)s, %(draining)s, %(running)s, %(mode)s)
 on conflict (holder) do update
 set kinds = excluded.kinds, queues = excluded.queues, draining = excluded.draining, running = excluded.running,
-    mode = excluded.mode, seen_at = now();
+    mode = excluded.mode, seen_at = now(), died_at = null;
 
 -- name: remove_consumer
 -- A consumer that has ended in good order; on the way out those that have been silent for a day.
@@ -39,7 +39,7 @@ delete from headrace_core.consumers where holder = %(holder)s or seen_at < now()
 -- Consumers that have given a sign of life lately.
 select holder, worker, kinds, queues, started_at, seen_at, draining, running, mode
 from headrace_core.consumers
-where seen_at > now() - %(within)s * interval '1 second'
+where seen_at > now() - %(within)s * interval '1 second' and died_at is null
 order by worker, holder;
 
 -- name: write_inference

@@ -7,15 +7,16 @@ on conflict (name) do update set settings = excluded.settings, updated_at = now(
 where headrace_core.queues.settings::text is distinct from excluded.settings::text;
 
 -- name: loads
--- What admission needs of every queue. The counts stop at a bound, and the waiting units are an index-only
--- scan.
-select q.name, q.settings, q.paused_at, w.n as waiting, coalesce(d.n, 0) as dead_letters
+-- What admission needs of every queue. Waiting are tasks that nobody has started: shards, merges and retries are `resumed`,
+-- so that one huge task shuts nobody out. An index-only scan of up to `bound` entries; a queue in `uncounted` is spared it.
+select q.name, q.settings, q.paused_at, coalesce(d.n, 0) as dead_letters,
+       case when not q.name = any(%(uncounted)s::text[]) then (
+           select count(*) from (
+               select 1 from headrace_core.units u where u.queue = q.name and u.state = 'PENDING' and not u.resumed
+               limit %(bound)s
+           ) as counted
+       ) end as waiting
 from headrace_core.queues q
-cross join lateral (
-    select count(*) as n from (
-        select 1 from headrace_core.units u where u.queue = q.name and u.state = 'PENDING' limit %(bound)s
-    ) as counted
-) w
 left join (
     select queue, count(*) as n from headrace_core.dead_letters where resolved_at is null group by queue
 ) d on d.queue = q.name

@@ -85,6 +85,20 @@ where unit = -1 and task_id >= %(floor)s and created_at >= now() - make_interval
 order by task_id desc
 limit %(limit)s;
 
+-- name: ended_matching
+-- Tasks that match a filter and ended at a time or later, the newest first.
+select task_id, sequence, state
+from headrace_core.units
+where unit = -1 and ended_at is not null and ended_at >= %(since)s
+  and labels @> %(labels)s::jsonb
+  and (%(namespace)s::text is null or namespace = %(namespace)s)
+  and (%(kind)s::text is null or kind = %(kind)s)
+  and (%(queue)s::text is null or queue = %(queue)s)
+  and (%(created_after)s::timestamptz is null or created_at >= %(created_after)s)
+  and (%(created_before)s::timestamptz is null or created_at < %(created_before)s)
+order by ended_at desc
+limit %(limit)s;
+
 -- name: force_custom_plan
 -- A filter's optional conditions vanish only from a plan made for their values.
 select set_config('plan_cache_mode', 'force_custom_plan', true);

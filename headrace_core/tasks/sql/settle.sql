@@ -116,7 +116,7 @@ select task_id, unit, sequence, queue, priority, total_shards from planned;
 with back as (
     update headrace_core.units u
     set state = 'PENDING', reason = i.reason, holder = null, due_at = now() + i.due_in * interval '1 second', dispatch = u.dispatch + 1,
-        published_at = null, offered_at = case when i.due_in > 0 then null else now() end, resumed = true,
+        published_in = null, published_seq = null, offered_at = case when i.due_in > 0 then null else now() end, resumed = true,
         failures = u.failures + (i.charge = 'failure')::int, crashes = u.crashes + (i.charge = 'crash')::int,
         interruptions = u.interruptions + (i.charge = 'interruption')::int, suspect = u.suspect or i.renewal is not null,
         error = coalesce(i.error::json, u.error), checkpoint = coalesce(i.checkpoint::json, u.checkpoint), updated_at = now(),
