@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +10,9 @@ from headrace_core.bus.connection import Bus
 from headrace_core.bus.declaration import LEVELS, StreamNames
 from headrace_core.bus.errors import BusError, StreamMissing
 from headrace_core.bus.topology import consumers, stream_info
+
+# A leader hears of its replicas every second. One that has lost them goes on answering for up to 20 s.
+SILENT_REPLICA_NANOSECONDS = 2_500_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +38,16 @@ class BrokerView:
 
 async def look(bus: Bus, names: StreamNames) -> BrokerView:
     """Ask the broker for its state. Never raises for the bus: what could not be learned is in `problem`."""
-    if not bus.connected:
-        return BrokerView(connected=False, problem=bus.problem)
+    if not bus.jetstream:
+        return BrokerView(connected=bus.connected, problem=bus.problem)
     try:
         tasks = await _stream_or_none(bus, names.tasks)
         letters = await _stream_or_none(bus, names.dead_letters)
         found = {} if tasks is None else await consumers(bus, names.tasks)
     except BusError as error:
         return BrokerView(connected=bus.connected, jetstream=bus.jetstream, problem=error.message)
+    if alone := without_majority(found):
+        return BrokerView(connected=True, problem=alone)
     return BrokerView(
         connected=True,
         jetstream=True,
@@ -51,6 +57,28 @@ async def look(bus: Bus, names: StreamNames) -> BrokerView:
         queues=_by_queue(found),
         problem=_missing(names, tasks, letters),
     )
+
+
+def without_majority(found: Mapping[str, Mapping[str, Any]], durables: Iterable[str] | None = None) -> str:
+    """Which of the consumers `found` (of `durables`; None: all) have lost most of their replicas, as a sentence.
+
+    Empty: none. Such a consumer answers and takes nothing.
+    """
+    wanted = found if durables is None else [name for name in durables if name in found]
+    alone = sorted(name for name in wanted if not _has_majority(found[name]))
+    if not alone:
+        return ""
+    return f"the cluster has lost its majority for {', '.join(alone[:4])}: bring its servers back"
+
+
+def _has_majority(info: Mapping[str, Any]) -> bool:
+    replicas = (info.get("cluster") or {}).get("replicas") or []
+    heard = [
+        replica
+        for replica in replicas
+        if not replica.get("offline") and replica.get("active", 0) < SILENT_REPLICA_NANOSECONDS
+    ]
+    return 2 * (len(heard) + 1) > len(replicas) + 1
 
 
 async def _stream_or_none(bus: Bus, stream: str) -> dict[str, Any] | None:

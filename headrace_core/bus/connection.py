@@ -15,11 +15,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nats.aio.client import Client
-from nats.aio.subscription import Subscription as ClientSubscription
-from nats.errors import Error as ClientError
 
-from headrace_core.bus.errors import CLIENT_ERRORS, BusError, BusUnavailable, JetStreamMissing, from_answer, from_client
-from headrace_core.bus.wire import DirectClient, Incoming, publish_command
+from headrace_core.bus.errors import (
+    CLIENT_ERRORS,
+    BusError,
+    BusUnavailable,
+    JetStreamMissing,
+    NoQuorum,
+    from_answer,
+    from_client,
+)
+from headrace_core.bus.subscription import MessageCallback, Subscription
+from headrace_core.bus.wire import DirectClient, publish_command
 from headrace_core.telemetry import logs
 
 RECONNECT_SECONDS = 0.25
@@ -28,6 +35,9 @@ PING_SECONDS = 2.0  # three unanswered pings end a connection: a frozen server i
 WATCH_SECONDS = 0.5
 JETSTREAM_SECONDS = 2.0
 JETSTREAM_AGAIN_SECONDS = 5.0
+# Unanswered questions in a row: one may be a slow server, several a connection that no longer hears its answers.
+DOUBTFUL = 2
+DEAF = 3
 CLOSE_SECONDS = 2.0
 DEFAULT_MAX_PAYLOAD = 1024 * 1024  # the server tells its own
 REQUEST_SECONDS = 5.0
@@ -35,69 +45,8 @@ REQUEST_SECONDS = 5.0
 MAX_BUFFERED_BYTES = 16 * 1024 * 1024
 
 StateCallback = Callable[[bool], None]
-MessageCallback = Callable[[Incoming], None]
 
 _log = logs.get("headrace.bus")
-
-
-class Subscription:
-    """Interest in a subject, on every connection from now on. `Bus.subscribe` makes and starts one."""
-
-    def __init__(self, bus: Bus, subject: str, callback: MessageCallback) -> None:
-        self.subject = subject
-        self._bus = bus
-        self._callback = callback
-        self._client: DirectClient | None = None
-        self._live: ClientSubscription | None = None
-
-    async def start(self) -> None:
-        """Make it, now if connected, and on every later connection."""
-        await self._bus.remember(self)
-
-    async def renew(self) -> None:
-        """Make it anew on the same connection: the server may have lost it."""
-        await self.unsubscribe()
-        await self.start()
-
-    async def unsubscribe(self) -> None:
-        """End it at once; messages on their way are dropped. Idempotent."""
-        self._bus.forget(self)
-        live, client = self._live, self._client
-        self._live = self._client = None
-        if live is None or client is None:
-            return
-        client.direct.pop(live._id, None)
-        try:
-            await live.unsubscribe()
-        except ClientError:
-            return  # the connection is gone, and the subscription with it
-
-    async def drain(self, within: float = 1.0) -> None:
-        """End it at the server, deliver what was on its way, then forget it, in `within` seconds. Idempotent."""
-        self._bus.forget(self)
-        live = self._live
-        if live is not None:
-            try:
-                # Not the library's drain: it sends its PING before the UNSUB and so waits for too little.
-                async with asyncio.timeout(within):
-                    await live._conn._send_unsubscribe(live._id)
-                    await self._bus.flush(within)
-            except (BusError, *CLIENT_ERRORS):
-                _log.info("the bus went away before a subscription was drained", action="bus_drain_cut")
-        await self.unsubscribe()
-
-    async def attach(self, client: DirectClient) -> None:
-        """Make it on a connection, once. For Bus only."""
-        if self._client is not client:
-            self._client = client
-            self._live = await client.subscribe(self.subject)
-            client.direct[self._live._id] = self._receive
-
-    def _receive(self, message: Incoming) -> None:
-        try:
-            self._callback(message)
-        except Exception:  # noqa: BLE001 - the next message has the same right to be delivered; said loudly
-            _log.exception("a bus callback failed", action="bus_callback_failed", subject=self.subject)
 
 
 class Bus:
@@ -118,6 +67,7 @@ class Bus:
         self._task: asyncio.Task[None] | None = None
         self._problem = "not connected yet"
         self._jetstream = False
+        self._unanswered = 0
 
     @property
     def connected(self) -> bool:
@@ -312,11 +262,12 @@ class Bus:
         finally:
             self._client = None
             self._jetstream = False
+            self._unanswered = 0
             self._announce(connected=False)
             await client.discard(CLOSE_SECONDS)
 
     async def _until_lost(self, client: Client) -> None:
-        """Return once the connection is lost.
+        """Return once the connection is lost, or of no use although it is open.
 
         It is looked at instead of waited for: the library sets the state at once but calls back only after closing
         the socket, which never happens with data buffered for a frozen server.
@@ -325,28 +276,41 @@ class Bus:
         next_look = loop.time() + JETSTREAM_AGAIN_SECONDS
         while client.is_connected:
             await asyncio.sleep(WATCH_SECONDS)
-            if not self._jetstream and loop.time() > next_look:
+            if loop.time() > next_look:
                 next_look = loop.time() + JETSTREAM_AGAIN_SECONDS
-                if await self._look_for_jetstream():
+                before = self._jetstream
+                await self._look_for_jetstream()
+                if self._jetstream != before:
                     self._announce(connected=True)
+                if self._unanswered >= DEAF and client.is_connected:
+                    _log.warning("JetStream is silent, connecting anew", action="bus_deaf", problem=self._problem)
+                    return
         self._problem = str(client.last_error or "the connection was lost") or "the connection was lost"
 
-    async def _look_for_jetstream(self) -> bool:
-        where = self._where()
+    async def _look_for_jetstream(self) -> None:
+        """Ask whether JetStream answers. What it has answered before holds until two questions were in vain."""
         try:
             await self.request("$JS.API.INFO", timeout=JETSTREAM_SECONDS)
-        except JetStreamMissing:
-            self._problem = (
+        except BusError as error:
+            self._unanswered += 1
+            if not self._jetstream or self._unanswered >= DOUBTFUL:
+                self._jetstream, self._problem = False, self._why_no_jetstream(error)
+        else:
+            self._jetstream, self._problem, self._unanswered = True, "", 0
+
+    def _why_no_jetstream(self, error: BusError) -> str:
+        where = self._where()
+        seen = "" if self._client is None else str(self._client.last_error or "")
+        if isinstance(error, JetStreamMissing) or "permissions violation" in seen.lower():
+            self._unanswered = 0  # it is heard, and another connection would hear the same
+        if isinstance(error, JetStreamMissing):
+            return (
                 f"the NATS at {where} has no JetStream for this account: start nats-server with --jetstream, "
                 "or enable it for the account"
             )
-        except BusError as error:
-            seen = "" if self._client is None else str(self._client.last_error or "")
-            self._problem = f"JetStream at {where} does not answer, is $JS.API.> allowed? {error.message} {seen}"
-        else:
-            self._jetstream, self._problem = True, ""
-            return True
-        return False
+        if isinstance(error, NoQuorum):
+            return f"JetStream at {where} has no quorum: {error.message}"
+        return f"JetStream at {where} does not answer, is $JS.API.> allowed? {error.message} {seen}".rstrip()
 
     def _announce(self, *, connected: bool) -> None:
         if connected:
@@ -366,7 +330,8 @@ class Bus:
 
     async def _note_error(self, error: Exception) -> None:
         """Be told by nats-py of an error of the connection, whose end we see ourselves."""
-        self._problem = str(error) or type(error).__name__
+        if self._client is None:  # else it is a refused command, and what JetStream said of itself counts
+            self._problem = str(error) or type(error).__name__
         _log.debug("NATS reports an error", action="bus_client_error", error=self._problem)
 
 

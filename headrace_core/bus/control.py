@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from uuid import UUID
 
-from headrace_core.bus.connection import Bus, Subscription
+from headrace_core.bus.connection import Bus
 from headrace_core.bus.declaration import StreamNames
 from headrace_core.bus.errors import BusError
+from headrace_core.bus.subscription import Subscription
 from headrace_core.bus.wire import Incoming
 from headrace_core.telemetry import logs
 

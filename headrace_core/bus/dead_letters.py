@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -52,6 +52,13 @@ class StoredDeadLetter(NamedTuple):
     body: dict[str, Any]
 
 
+class Entry(NamedTuple):
+    """Which entry: the last two tokens of its subject."""
+
+    queue: str
+    id: str
+
+
 async def publish_dead_letters(
     bus: Bus, publisher: Publisher, names: StreamNames, letters: Sequence[DeadLetter]
 ) -> list[PublishResult]:
@@ -65,6 +72,25 @@ async def publish_dead_letters(
             # Full is this subject, which holds one message: ours.
             results[index] = PublishResult(PublishOutcome.DUPLICATE)
     return results
+
+
+async def list_dead_letters(bus: Bus, names: StreamNames) -> AsyncIterator[list[Entry]]:
+    """The entries in the stream, a page of them at a time, in no order. Raises the errors of `Bus.request`.
+
+    One that comes or goes meanwhile may be missed or told twice.
+    """
+    prefix = f"{names.subjects}.dlq."
+    offset, total = 0, 1
+    while offset < total:
+        answer = await bus.request(
+            f"$JS.API.STREAM.INFO.{names.dead_letters}", {"subjects_filter": f"{prefix}>", "offset": offset}
+        )
+        subjects = answer["state"].get("subjects") or {}
+        if not subjects:
+            return
+        yield [Entry(*subject.removeprefix(prefix).split(".", 1)) for subject in subjects]
+        offset += len(subjects)
+        total = answer.get("total", 0)
 
 
 async def remove_dead_letter(bus: Bus, names: StreamNames, queue: str, dead_letter_id: str) -> bool:
@@ -118,10 +144,10 @@ def _outgoing(names: StreamNames, letter: DeadLetter) -> OutgoingMessage:
         "error": error,
         "created": letter.created_at.isoformat(),
     }
+    # Without an id: the broker would take a repetition for stored that was removed a moment ago. The subject holds one.
     return OutgoingMessage(
         names.dead_letter_subject(letter.queue, letter.id),
         json.dumps(body, ensure_ascii=False).encode("utf-8", "replace"),  # an error may hold a lone surrogate
-        message_id=f"dlq/{letter.id}",
         headers=headers,
     )
 

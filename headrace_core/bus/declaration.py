@@ -14,7 +14,10 @@ MAX_DELIVER = 3
 MAX_ACK_PENDING = 20_000
 DUPLICATE_WINDOW_SECONDS = 10
 MAX_MESSAGES_PER_SUBJECT = 100_000
+ADVISORY_ACK_WAIT_SECONDS = 10
 MEBIBYTE = 1024 * 1024
+ADVISORY_DURABLE = "relay"
+"""The durable by which the relays of all producers share the advisories."""
 NEVER_UPDATED = ("retention", "storage")
 """Fields of a stream that the server refuses to change."""
 
@@ -104,10 +107,12 @@ def durable_name(queue: str, level: str) -> str:
 
 
 def declared(queues: Iterable[Queue], names: StreamNames | None = None) -> Declaration:
-    """Return what the broker should hold for `queues`: three streams, and a durable for each queue and level."""
+    """Return what the broker should hold for `queues`: three streams, a durable for each queue and level, and one more
+    for the advisories."""
     names = names or StreamNames()
     durables = (_durable(names, queue, level) for queue in queues for level in LEVELS)
-    return Declaration(names, (_tasks(names), _dead_letters(names), _advisories(names)), tuple(durables))
+    streams = (_tasks(names), _dead_letters(names), _advisories(names))
+    return Declaration(names, streams, (*durables, _advisory_durable(names)))
 
 
 def _stream(name: str, subjects: list[str], **config: Any) -> Stream:
@@ -171,6 +176,17 @@ def _durable(names: StreamNames, queue: Queue, level: str) -> Durable:
         "max_ack_pending": MAX_ACK_PENDING,
     }
     return Durable(name, names.tasks, config)
+
+
+def _advisory_durable(names: StreamNames) -> Durable:
+    config = {
+        "durable_name": ADVISORY_DURABLE,
+        "ack_policy": "explicit",
+        "deliver_policy": "all",
+        "ack_wait": ADVISORY_ACK_WAIT_SECONDS * SECOND,
+        "max_ack_pending": 1000,
+    }
+    return Durable(ADVISORY_DURABLE, names.advisories, config)
 
 
 def differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:

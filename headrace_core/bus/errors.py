@@ -15,8 +15,9 @@ STREAM_FULL = 10077
 STREAM_NOT_FOUND = 10059
 CONSUMER_NOT_FOUND = 10014
 MESSAGE_NOT_FOUND = 10037
-# Not enabled on the server, not enabled for the account, JetStream out of service.
-NO_JETSTREAM = frozenset({10039, 10076, 10008})
+# Not enabled on the server, not enabled for the account.
+NO_JETSTREAM = frozenset({10039, 10076})
+NO_QUORUM = 10008  # a cluster without its majority, or a server that is stopping
 
 # Everything that nats-py, its transport and asyncio raise for a connection that is not there or does not answer.
 CLIENT_ERRORS = (nats_errors.Error, OSError, TimeoutError, RuntimeError, AttributeError, AssertionError)
@@ -36,6 +37,10 @@ class BusUnavailable(BusError):
 
 class JetStreamMissing(BusError):
     """NATS is there, but JetStream is not: not enabled on the server, or not for this account."""
+
+
+class NoQuorum(BusUnavailable):
+    """NATS is there, but its JetStream has lost the majority of its servers. It comes back with them."""
 
 
 class StreamFull(BusError):
@@ -73,6 +78,8 @@ def from_answer(subject: str, error: Mapping[str, Any]) -> BusError:
         return StreamMissing(f"{detail}; run: headrace topology apply")
     if err_code == CONSUMER_NOT_FOUND:
         return DurableMissing(f"{detail}; run: headrace topology apply")
+    if err_code == NO_QUORUM:
+        return NoQuorum(f"{detail}; the cluster has lost its majority: bring its servers back")
     if err_code in NO_JETSTREAM:
         return JetStreamMissing(f"{detail}; enable JetStream for the server and this account")
     return RequestRefused(detail, code, err_code)

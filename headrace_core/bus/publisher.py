@@ -14,14 +14,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from headrace_core.bus.connection import Bus, Subscription
+from headrace_core.bus.connection import Bus
 from headrace_core.bus.errors import STREAM_FULL, BusUnavailable, RequestRefused
+from headrace_core.bus.subscription import Subscription
 from headrace_core.bus.wire import Incoming
+from headrace_core.telemetry import logs
 
 WINDOW = 300
 WINDOW_SECONDS = 2.0
 MESSAGE_ID = "Nats-Msg-Id"
 NO_RESPONDERS = "503"
+
+_log = logs.get("headrace.bus")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +141,17 @@ class Publisher:
         finally:
             for token in tokens:
                 self._waiting.pop(token, None)
+        if tokens and window.missing == len(messages) and self._bus.connected:
+            await self._hear_again()
         return window.settled(reason)
+
+    async def _hear_again(self) -> None:
+        """Not one answer on a connection that is up: the server may have lost our interest in them."""
+        if self._subscription is not None:
+            _log.warning(
+                "no publication was answered, listening anew", action="publisher_deaf", reason=self._bus.problem
+            )
+            await self._subscription.renew()
 
     async def _send(self, messages: Sequence[OutgoingMessage], window: _Window, tokens: list[str]) -> str:
         """Send the window; return why it broke off, or an empty string."""

@@ -11,13 +11,15 @@ import asyncio
 import json
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 
-from headrace_core.bus.connection import Bus, Subscription
+from headrace_core.bus.connection import Bus
 from headrace_core.bus.errors import BusError, BusUnavailable
+from headrace_core.bus.subscription import Subscription
 from headrace_core.bus.wire import Incoming
 from headrace_core.telemetry import logs
 
 EXPIRES_SECONDS = 30.0
-HEARTBEAT_SECONDS = 5.0
+# Of a lost leader nothing is heard: a request to it is repeated after two to three of these.
+HEARTBEAT_SECONDS = 2.0
 # A refused request (the durable is missing, its leader changes, the server stops) is not repeated before this.
 REFUSED_PAUSE_SECONDS = 0.5
 DRAIN_NAK_SECONDS = 0.2
@@ -151,12 +153,19 @@ class Puller:
         self._heard = 0
         self._silent_checks = 0
         self._heard_at_check = 0
+        self._heard_at = 0.0
+        self._deaf = False
         self._refused_until = 0.0
         self._subscription: Subscription | None = None
         self._forget_state: Callable[[], object] | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[object]] = set()
         self._stopping = False
+
+    @property
+    def silence(self) -> float:
+        """For how many seconds nothing has come, not even a heartbeat, although something is asked for; else 0."""
+        return self._now() - self._heard_at if self.outstanding or self._deaf else 0.0
 
     async def start(self) -> None:
         """Listen. Nothing comes before the first `request`; `on_idle` is called at every connection from now on."""
@@ -173,6 +182,8 @@ class Puller:
         """
         if self._stopping or not self._bus.connected or self._now() < self._refused_until:
             return False
+        if not self.outstanding and not self._deaf:
+            self._heard_at = self._now()
         token = self._register(batch)
         body = {
             "batch": batch,
@@ -210,13 +221,18 @@ class Puller:
         if not message.reply.startswith(ACK_PREFIX):
             self._on_status(message)
             return
-        self._heard += 1
+        self._note_heard()
         if self._stopping:
             self._put_back(Message(self._bus, message))
             return
         if self.outstanding > 0:
             self.outstanding -= 1
         self._on_message(Message(self._bus, message))
+
+    def _note_heard(self) -> None:
+        self._heard += 1
+        self._heard_at = self._now()
+        self._deaf = False
 
     def _put_back(self, message: Message) -> None:
         self._spawn("nak", message.nak(DRAIN_NAK_SECONDS))
@@ -226,7 +242,7 @@ class Puller:
         status, token = headers.get("Status", ""), message.subject.rsplit(".", 1)[-1]
         if self._stopping or token not in self._requests:
             return  # of a request from before a rebuild
-        self._heard += 1
+        self._note_heard()
         if status == "100":
             return
         remaining = headers.get("Nats-Pending-Messages")
@@ -267,6 +283,7 @@ class Puller:
         self._silent_checks = self._silent_checks + 1 if quiet else 0
         if self._silent_checks >= 2:
             _log.warning("no heartbeat from the consumer, asking anew", action="pull_deaf", durable=self.durable)
+            self._deaf = True
             self._reset()
             self._spawn("rebuild", self._rebuild())
 

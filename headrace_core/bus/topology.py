@@ -65,9 +65,9 @@ async def apply(bus: Bus, declaration: Declaration, replicas: int | None = None)
     changes: list[str] = []
     for stream in declaration.streams:
         changes += await _apply_stream(bus, stream, replicas)
-    found = await consumers(bus, declaration.names.tasks)
+    found = {name: await consumers(bus, name) for name in _with_durables(declaration)}
     for durable in declaration.durables:
-        changes += await _apply_durable(bus, durable, found.get(durable.name))
+        changes += await _apply_durable(bus, durable, found[durable.stream].get(durable.name))
     return changes
 
 
@@ -81,10 +81,14 @@ async def verify(bus: Bus, declaration: Declaration) -> list[str]:
             problems.append(f"stream {stream.name} is missing")
             continue
         problems += [f"stream {stream.name}: {line}" for line in differences(stream.config, info["config"])]
-    found = await _consumers_or_none(bus, declaration.names.tasks)
+    found = {name: await _consumers_or_none(bus, name) for name in _with_durables(declaration)}
     for durable in declaration.durables:
-        problems += _durable_problems(durable, found.get(durable.name))
+        problems += _durable_problems(durable, found[durable.stream].get(durable.name))
     return problems
+
+
+def _with_durables(declaration: Declaration) -> list[str]:
+    return sorted({durable.stream for durable in declaration.durables})
 
 
 def _durable_problems(durable: Durable, info: Json | None) -> list[str]:

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 from uuid import UUID
 
-from headrace_core.bus.connection import Bus, Subscription
+from headrace_core.bus.connection import Bus
 from headrace_core.bus.declaration import StreamNames
 from headrace_core.bus.errors import BusError
+from headrace_core.bus.subscription import Subscription
 from headrace_core.bus.wire import Incoming
 from headrace_core.telemetry import logs
 

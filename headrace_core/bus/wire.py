@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from nats.aio.client import Client
 
@@ -54,6 +55,17 @@ class DirectClient(Client):
             await super()._process_msg(sid, subject, reply, data, headers)  # type: ignore[arg-type]
         else:
             callback(Incoming(subject.decode(), reply.decode(), data, headers))
+
+    async def _flush_pending(self, force_flush: bool = False) -> Any:
+        """See that what is buffered is written soon, without ever waiting for that.
+
+        The library's queue of such requests is bounded, and nobody empties it while a frozen server keeps the writer
+        waiting: whoever waited for a place there would wait for ever once the connection is given up. A full queue
+        is request enough.
+        """
+        if self._flush_queue is not None and self._flush_queue.full():
+            return None
+        return await super()._flush_pending(force_flush)
 
     async def discard(self, within: float) -> None:
         """Close for good, sending what is buffered; by force if that takes longer than `within` seconds."""

@@ -35,7 +35,7 @@ async def bus(nats_url: str) -> AsyncIterator[Bus]:
 
 async def test_apply_is_idempotent(bus: Bus, nats_url: str) -> None:
     changes = await apply(bus, declared(QUEUES))
-    assert len(changes) == 3 + 8
+    assert len(changes) == 3 + 8 + 1
     assert changes[0] == "stream HEADRACE_TASKS: created"
     assert await apply(bus, declared(QUEUES)) == []
     assert await verify(bus, declared(QUEUES)) == []
@@ -96,7 +96,7 @@ async def test_each_kind_of_damage_is_found_and_repaired(bus: Bus) -> None:
 
 
 async def test_an_empty_broker_misses_everything(bus: Bus) -> None:
-    assert len(await verify(bus, declared(QUEUES))) == 3 + 8
+    assert len(await verify(bus, declared(QUEUES))) == 3 + 8 + 1
 
 
 async def test_what_cannot_be_changed_is_refused_in_words(bus: Bus) -> None:

@@ -48,7 +48,7 @@ def test_a_queue_has_a_durable_for_each_level() -> None:
     found = {durable.name: durable.config for durable in declaration.durables}
     assert list(found) == [
         "default-resume", "default-high", "default-normal", "default-low",
-        "default-high-resume", "default-high-high", "default-high-normal", "default-high-low",
+        "default-high-resume", "default-high-high", "default-high-normal", "default-high-low", "relay",
     ]  # fmt: skip
     assert found["default-low"]["filter_subject"] == "acme.tasks.default.low"
     assert found["default-low"]["max_deliver"] == 3
