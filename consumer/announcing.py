@@ -1,7 +1,7 @@
 """What follows a commit: new messages, live hints, dead letters.
 
-None of it is waited for by the units, and none of it is needed for correctness: the relay publishes whatever is not
-marked as published, and watchers read again. So the buffers are bounded and may overflow.
+None of it is waited for by the units, and none of it is needed for correctness: the relay publishes again whatever
+still waits after a moment, and watchers read again. So the buffers are bounded and may overflow.
 """
 
 from __future__ import annotations
@@ -12,25 +12,19 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from consumer.broker import BrokerSide
-from headrace_core.db.pool import Database
-from headrace_core.errors import DatabaseUnavailable
 from headrace_core.tasks.model import Publication, Settlements, Wake
-from headrace_core.tasks.publication import mark_published
-from headrace_core.telemetry import logs, metrics
+from headrace_core.telemetry import metrics
 
 MAX_WAITING = 20_000
 BATCH = 1000
 T = TypeVar("T")
 
-log = logs.get(__name__)
-
 
 class Announcer:
     """Publishes, in the background and in batches, what committed transactions left to say."""
 
-    def __init__(self, database: Database, broker: BrokerSide | None) -> None:
+    def __init__(self, broker: BrokerSide | None) -> None:
         """`broker` is None with `broker = "none"`: then there is nobody to tell."""
-        self._database = database
         self._broker = broker
         self._publications: deque[Publication] = deque(maxlen=MAX_WAITING)
         self._wakes: deque[Wake] = deque(maxlen=MAX_WAITING)
@@ -79,17 +73,9 @@ class Announcer:
         if wakes:
             await broker.wake(wakes)
         if publications:
-            await self._note(await broker.publish(publications))
+            await broker.publish(publications)
         if letters:
             await broker.dead_letters.publish(letters)
-
-    async def _note(self, stored: Sequence[Publication]) -> None:
-        if not stored:
-            return
-        try:
-            await mark_published(self._database, stored)
-        except DatabaseUnavailable as error:
-            log.info("publications not noted; the relay repeats them", action="announce.unmarked", error=error.message)
 
 
 def _some(waiting: deque[T]) -> list[T]:

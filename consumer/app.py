@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from consumer.drain import drain
-from consumer.presence import worker_name
+from consumer.last_resort import LastResort
 from consumer.queues import queues_of
 from consumer.registry import collect
 from consumer.works import Works
@@ -19,6 +20,7 @@ from headrace_core.errors import DatabaseUnavailable
 from headrace_core.rpc.server import GrpcServer
 from headrace_core.runtime.supervisor import Supervisor
 from headrace_core.settings.environment import ServiceSettings
+from headrace_core.tasks.deaths import worker_name
 from headrace_core.tasks.model import Holder
 from headrace_core.telemetry import logs
 
@@ -36,13 +38,15 @@ class ConsumerService:
         """`built_in`: with consumer.builtin. Raises SettingsError for handler modules that cannot be used."""
         self._settings = settings
         self._registry = collect(settings.handlers, built_in=built_in)
-        self._holder = Holder(uuid.uuid4(), worker_name(), self._registry.kinds, self._registry.sharded)
+        name = worker_name(os.getpid())
+        self._holder = Holder(uuid.uuid4(), name, self._registry.kinds, self._registry.sharded)
         self._database = Database(settings.database_url)
-        self._bus = Bus(settings.nats_url, name=f"consumer {worker_name()}") if settings.broker == "nats" else None
+        self._bus = Bus(settings.nats_url, name=f"consumer {name}") if settings.broker == "nats" else None
         self._grpc = GrpcServer(settings.listen, name="consumer")
         self._supervisor = Supervisor()
         self._grpc_address: str | None = None
         self._works: Works | None = None
+        self._last_resort: LastResort | None = None
 
     @property
     def supervisor(self) -> Supervisor:
@@ -74,6 +78,8 @@ class ConsumerService:
         )
         await _until_available(self._works.presence.announce)
         await self._works.start()
+        self._last_resort = LastResort(self._settings, self._holder, self._works.held)
+        self._last_resort.install()
         self._grpc_address = await self._grpc.start()
         self._grpc.set_serving(True)
 
@@ -81,8 +87,9 @@ class ConsumerService:
         """Take nothing new; finish or hand back what runs, within the grace period."""
         self._grpc.set_serving(False)
         if self._works is not None:
-            works = self._works
-            await drain(works.intakes, works.units, works.announcer, works.presence, self._settings.grace_seconds)
+            works, settings = self._works, self._settings
+            limits = {"grace": settings.grace_seconds, "finish": settings.finish_seconds}
+            await drain(works.intakes, works.units, works.announcer, works.presence, **limits)
 
     async def stop(self) -> None:
         """Release everything."""
@@ -94,6 +101,8 @@ class ConsumerService:
         if self._bus is not None:
             await self._bus.close()
         await self._database.close()
+        if self._last_resort is not None:
+            self._last_resort.disarm()
 
 
 async def _until_available(work: Callable[[], Awaitable[T]]) -> T:

@@ -7,7 +7,8 @@ waits in `until_over`. What that means is decided by pure functions here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from typing import Any
 
@@ -19,12 +20,19 @@ from headrace_core.tasks.outcome import Interrupted, Outcome, Raised, TimedOut
 
 CANCEL_GRACE_SECONDS = 5.0
 """How long a handler may take to end after it was told to, before it is given up."""
+GIVE_UP_SECONDS = 0.5
+"""The same when the consumer is stopping: somebody else waits for the unit."""
+CHECKPOINTED_SECONDS = 0.1
+"""What a handler that was asked to end has left after its checkpoint: time to return, if that was its last step."""
+MAX_MESSAGE = 200
+"""Characters of a progress message that an error quotes."""
 
 
 class Cause(Enum):
     """Why an attempt ends before its handler is done."""
 
     TIMED_OUT = "timed out"
+    STALLED = "made no progress"
     DRAINING = "the consumer is stopping"
     CANCELLED = "the task was cancelled"
     FENCED = "the lease was lost"
@@ -32,7 +40,12 @@ class Cause(Enum):
     @property
     def settles(self) -> bool:
         """Whether there is anything left to write: not once the lease or the task is somebody else's."""
-        return self in (Cause.TIMED_OUT, Cause.DRAINING)
+        return self in (Cause.TIMED_OUT, Cause.STALLED, Cause.DRAINING)
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether it is the handler's own fault, whatever it returns or raises afterwards."""
+        return self in (Cause.TIMED_OUT, Cause.STALLED)
 
 
 class Attempt:
@@ -48,15 +61,28 @@ class Attempt:
         self.cause: Cause | None = None
         self.asked = False
         """The handler was told that the consumer is stopping; it may still finish."""
+        self.begun = False
+        """Its handler has been called."""
         self.settling = False
         self.on_asked: Callable[[], None] | None = None
         """Set by the context: raises ctx.cancelled."""
         self.lingering: asyncio.Future[Any] | None = None
         """A handler that would not end; its slot is free when this is done."""
+        self._last: tuple[float, str] | None = None
+        self._reported_at = 0.0
+        self._reporting = 0
         self._interrupt: Callable[[], object] | None = None
         self._grace = CANCEL_GRACE_SECONDS
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._timers: list[asyncio.TimerHandle] = []
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+
+    @property
+    def last_progress(self) -> str:
+        """The last progress that its handler has reported: 0.40 'loading page 7'; empty: none."""
+        if self._last is None:
+            return ""
+        fraction, message = self._last
+        return f"{fraction:.2f} {message[:MAX_MESSAGE]!r}" if message else f"{fraction:.2f}"
 
     def is_to_end(self) -> bool:
         """Whether it is to end, for whatever cause."""
@@ -73,41 +99,76 @@ class Attempt:
         if self.settling or self._over.done():
             self._override(cause)
             return
-        first = self.cause is None
+        first, sooner = self.cause is None, grace < self._grace
         self._override(cause)
         self._grace = min(grace, self._grace)
         self.ask()
         if first:
             self._strike()
+        elif sooner and "grace" in self._timers:
+            self._later("grace", self._grace, self._finish)
+
+    def progressed(self, fraction: float, message: str) -> None:
+        """The handler has reported progress."""
+        self._last = (float(fraction), str(message))
+        self._reported_at = _now()
+
+    @contextlib.contextmanager
+    def reporting(self) -> Iterator[None]:
+        """While the handler writes output or a checkpoint: that takes as long as Postgres does and is no standstill."""
+        self._reporting += 1
+        try:
+            yield
+        finally:
+            self._reporting -= 1
+            self._reported_at = _now()
+
+    def checkpointed(self) -> None:
+        """A checkpoint is stored. One that was asked to end has nothing left to lose: it is handed back."""
+        if self.asked and self.cause is None:
+            self._later("checkpointed", CHECKPOINTED_SECONDS, self.end, Cause.DRAINING, GIVE_UP_SECONDS)
 
     async def turn(self, places: asyncio.Semaphore) -> bool:
         """Wait for a place, which the caller releases; False if the attempt is to end before it has one."""
-        if self.is_to_end():
-            return False
         waiting = asyncio.ensure_future(places.acquire())
+        try:
+            acquired = await self.unless_ended(waiting)
+        except asyncio.CancelledError:
+            if waiting.done() and not waiting.cancelled():
+                places.release()
+            raise
+        if acquired and self.is_to_end():
+            places.release()
+            return False
+        return acquired
+
+    async def unless_ended(self, waiting: asyncio.Future[Any]) -> bool:
+        """Wait for what the handler needs before it is called; False, and it is cancelled, if the attempt is to end."""
+        if self.is_to_end():
+            waiting.cancel()
         self._interrupt = waiting.cancel
         try:
             await asyncio.wait([waiting])
         except asyncio.CancelledError:
-            if not waiting.cancel():
-                places.release()
+            waiting.cancel()
             raise
         finally:
             self._interrupt = None
-        if waiting.cancelled():
-            return False
-        if self.is_to_end():
-            places.release()
-            return False
-        return True
+        return not waiting.cancelled()
+
+    def begin(self) -> None:
+        """Its handler is called now: from here on it can stand still."""
+        self.begun = True
+        self._reported_at = _now()
+        self._watch_progress()
 
     async def until_over(self, future: asyncio.Future[Any], interrupt: Callable[[], object], timeout: float) -> bool:
         """Wait for `future`, at most `timeout` seconds and the grace. True if it is done, False if it was given up.
 
-        `interrupt` is called at most once, when the attempt is to end.
+        `interrupt` is called at most once, when the attempt is to end. Whoever calls the handler says `begin`.
         """
         self._interrupt = interrupt
-        self._timers.append(asyncio.get_running_loop().call_later(timeout, self.end, Cause.TIMED_OUT))
+        self._later("timeout", timeout, self.end, Cause.TIMED_OUT)
         future.add_done_callback(self._finish)
         if self.cause is not None:
             self._strike()
@@ -118,7 +179,7 @@ class Attempt:
             raise
         finally:
             future.remove_done_callback(self._finish)
-            for timer in self._timers:
+            for timer in self._timers.values():
                 timer.cancel()
         if not future.done():
             self.lingering = future
@@ -131,8 +192,26 @@ class Attempt:
     def _strike(self) -> None:
         if self._interrupt is None:
             return  # not running yet: until_over will
-        self._timers.append(asyncio.get_running_loop().call_later(self._grace, self._finish))
+        self._later("grace", self._grace, self._finish)
         self._interrupt()
+
+    def _watch_progress(self) -> None:
+        """End it once it has reported nothing for its progress_timeout."""
+        limit = self.handler.progress_timeout
+        if limit is None or self._over.done():
+            return
+        if self._reporting:
+            self._reported_at = _now()
+        left = self._reported_at + limit - _now()
+        if left > 0:
+            self._later("progress", left, self._watch_progress)
+        else:
+            self.end(Cause.STALLED)
+
+    def _later(self, name: str, seconds: float, call: Callable[..., object], *arguments: Any) -> None:
+        if name in self._timers:
+            self._timers[name].cancel()
+        self._timers[name] = asyncio.get_running_loop().call_later(seconds, call, *arguments)
 
     def _finish(self, _future: object = None) -> None:
         if not self._over.done():
@@ -144,10 +223,18 @@ def ended_by(attempt: Attempt) -> Outcome | None:
     match attempt.cause:
         case Cause.TIMED_OUT:
             return TimedOut(attempt.handler.timeout)
+        case Cause.STALLED:
+            return TimedOut(attempt.handler.progress_timeout or 0.0, _standstill(attempt))
         case Cause.DRAINING:
             return Interrupted(Cause.DRAINING.value)
         case _:
             return None
+
+
+def _standstill(attempt: Attempt) -> str:
+    last = attempt.last_progress
+    said = f"the last: {last}" if last else "it has reported none"
+    return f"no progress for {attempt.handler.progress_timeout:g} s (progress_timeout); {said}"
 
 
 def failed_by(attempt: Attempt, error: BaseException) -> Outcome | None:
@@ -172,7 +259,7 @@ def judge(attempt: Attempt, future: asyncio.Future[Any], accept: Callable[[Any],
     A result counts also when the consumer is stopping; not after the timeout, or the answer would depend on how long
     the handler resisted.
     """
-    if attempt.cause is not None and (not attempt.cause.settles or attempt.cause is Cause.TIMED_OUT):
+    if attempt.cause is not None and (not attempt.cause.settles or attempt.cause.is_failure):
         _retrieve(future)
         return ended_by(attempt)
     if not future.done():
@@ -192,3 +279,7 @@ def _retrieve(future: asyncio.Future[Any]) -> None:
 def _look(future: asyncio.Future[Any]) -> None:
     if not future.cancelled():
         future.exception()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -13,8 +13,9 @@ from typing import Any
 from consumer.attempt import Attempt, judge
 from consumer.context import AsyncBatchContext, AsyncContext, Reporting, ThreadBatchContext, ThreadContext
 from consumer.execution.threads import Threads
-from consumer.invocation import InputRefused, arguments_of, outcome_of, raised
+from consumer.invocation import arguments_of, outcome_of, raised
 from consumer.registry import RegisteredHandler
+from headrace.handler_values import InputRefused, matched
 from headrace_core.settings.queues import QueueSettings
 from headrace_core.tasks.outcome import Outcome
 
@@ -68,6 +69,7 @@ class Batcher:
         answer = asyncio.get_running_loop().create_future()
         member = _Member(attempt, value, context_class(attempt, self._reporting), answer)
         batch = self._join(member)
+        attempt.on_asked = functools.partial(_ask, batch, member)
         leave = functools.partial(self._leave, batch, member)
         await attempt.until_over(answer, leave, self._handler.timeout + self._wait)
         return judge(attempt, answer, functools.partial(outcome_of, self._handler, attempt.unit.type))
@@ -113,8 +115,10 @@ class Batcher:
             batch.members = [member for member in batch.members if not member.answer.done()]
             if not batch.members:
                 return
+            for member in batch.members:
+                member.attempt.begin()
             try:
-                answers = _matched(await self._call(batch), len(batch.members))
+                answers = matched(await self._call(batch), len(batch.members))
             except BaseException as error:
                 answers = [error] * len(batch.members)
                 if isinstance(error, asyncio.CancelledError) and _cancelling():
@@ -133,15 +137,16 @@ class Batcher:
             batch.cancelled = threading.Event()
             context = ThreadBatchContext(contexts, batch.cancelled)
             batch.call = self._threads.submit(functools.partial(self._function, context, inputs))
+        if all(member.attempt.asked for member in batch.members):
+            batch.cancelled.set()
         return batch.call
 
 
-def _matched(answers: Any, expected: int) -> list[Any]:
-    if not isinstance(answers, list | tuple):
-        raise TypeError(f"a batch handler must return a list, not {type(answers).__name__}")
-    if len(answers) != expected:
-        raise ValueError(f"a batch handler was given {expected} inputs and returned {len(answers)} answers")
-    return list(answers)
+def _ask(batch: _Batch, member: _Member) -> None:
+    """A unit is asked to end; the call as a whole once all of its units are."""
+    member.context.cancelled.set()
+    if batch.cancelled is not None and all(other.attempt.asked for other in batch.members):
+        batch.cancelled.set()
 
 
 def _deliver(future: asyncio.Future[Any], answer: Any) -> None:

@@ -25,17 +25,16 @@ class BrokerSide:
         self.malformed = MalformedMessages(database, bus, names, self.dead_letters)
         self._wakes = WakePublisher(bus, names)
 
-    async def publish(self, publications: Sequence[Publication]) -> list[Publication]:
-        """Publish and return those that the stream has. Never raises for the broker."""
+    async def publish(self, publications: Sequence[Publication]) -> None:
+        """Publish, once. Never raises for the broker; what is not stored, and soon claimed, is left to the relay."""
         messages = [
             OutgoingMessage(self.names.task_subject(item.subject_suffix), item.body, item.message_id)
             for item in publications
         ]
         results = await self.publisher.publish(messages)
-        stored = [item for item, result in zip(publications, results, strict=True) if result.accepted]
-        for item in stored:
-            metrics.published_total.labels(item.subject_suffix.rpartition(".")[2]).inc()
-        return stored
+        for item, result in zip(publications, results, strict=True):
+            if result.accepted:
+                metrics.published_total.labels(item.subject_suffix.rpartition(".")[2]).inc()
 
     async def wake(self, wakes: Sequence[Wake]) -> None:
         """Send live hints: the latest number of each task is enough."""

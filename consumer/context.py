@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from consumer.attempt import Attempt
-from consumer.invocation import ResultRefused, encoded
+from headrace.handler_values import checkpoint_text
 from headrace_core.tasks.model import ClaimedUnit, Lease
 from headrace_core.telemetry import logs
 
@@ -29,6 +29,31 @@ class Reporting(Protocol):
 
     async def checkpoint(self, lease: Lease, data: bytes) -> bool:
         """Store a checkpoint; False: the lease is lost."""
+
+
+class Reports:
+    """What the handler of one attempt reports, whatever runs it: noted with the attempt, and passed on."""
+
+    def __init__(self, attempt: Attempt, reporting: Reporting) -> None:
+        self._attempt = attempt
+        self._lease = attempt.unit.lease
+        self._reporting = reporting
+
+    def progress(self, fraction: float, message: str) -> None:
+        """See Reporting.progress."""
+        self._reporting.progress(self._lease, fraction, message)
+        self._attempt.progressed(fraction, message)
+
+    async def output(self, text: str) -> None:
+        """See Reporting.output."""
+        with self._attempt.reporting():
+            await self._reporting.output(self._lease, text)
+
+    async def checkpoint(self, data: bytes) -> None:
+        """See Reporting.checkpoint."""
+        with self._attempt.reporting():
+            await self._reporting.checkpoint(self._lease, data)
+        self._attempt.checkpointed()
 
 
 class Facts:
@@ -67,23 +92,22 @@ class AsyncContext(Facts):
     def __init__(self, attempt: Attempt, reporting: Reporting) -> None:
         super().__init__(attempt.unit)
         self.cancelled = asyncio.Event()
-        self._attempt = attempt
-        self._reporting = reporting
+        self._reports = Reports(attempt, reporting)
         attempt.on_asked = self.cancelled.set
         if attempt.asked:
             self.cancelled.set()
 
     async def progress(self, fraction: float, message: str = "") -> None:
         """See TaskContext.progress."""
-        self._reporting.progress(self._unit.lease, fraction, message)
+        self._reports.progress(fraction, message)
 
     async def output(self, text: str) -> None:
         """See TaskContext.output."""
-        await self._reporting.output(self._unit.lease, text)
+        await self._reports.output(text)
 
     async def checkpoint(self, data: Any) -> None:
         """See TaskContext.checkpoint. Raises ValueError for data that is no JSON or too large."""
-        await self._reporting.checkpoint(self._unit.lease, checkpoint_text(data))
+        await self._reports.checkpoint(checkpoint_text(data))
 
 
 class ThreadContext(Facts):
@@ -92,7 +116,7 @@ class ThreadContext(Facts):
     def __init__(self, attempt: Attempt, reporting: Reporting) -> None:
         super().__init__(attempt.unit)
         self.cancelled = threading.Event()
-        self._reporting = reporting
+        self._reports = Reports(attempt, reporting)
         self._loop = asyncio.get_running_loop()
         attempt.on_asked = self.cancelled.set
         if attempt.asked:
@@ -100,15 +124,15 @@ class ThreadContext(Facts):
 
     def progress(self, fraction: float, message: str = "") -> None:
         """See TaskContext.progress."""
-        self._loop.call_soon_threadsafe(self._reporting.progress, self._unit.lease, fraction, message)
+        self._loop.call_soon_threadsafe(self._reports.progress, fraction, message)
 
     def output(self, text: str) -> None:
         """See TaskContext.output."""
-        self._wait(self._reporting.output(self._unit.lease, text))
+        self._wait(self._reports.output(text))
 
     def checkpoint(self, data: Any) -> None:
         """See TaskContext.checkpoint. Raises ValueError for data that is no JSON or too large."""
-        self._wait(self._reporting.checkpoint(self._unit.lease, checkpoint_text(data)))
+        self._wait(self._reports.checkpoint(checkpoint_text(data)))
 
     def _wait(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Wait for the loop; once the unit is to end, for another second only."""
@@ -187,11 +211,3 @@ class ThreadBatchContext(BatchContext):
         """Give every task of the batch this checkpoint."""
         for task in self.tasks:
             task.checkpoint(data)
-
-
-def checkpoint_text(data: Any) -> bytes:
-    """A checkpoint as JSON text; ValueError for what is none."""
-    try:
-        return encoded(data, "the checkpoint")
-    except ResultRefused as error:
-        raise ValueError(str(error)) from error

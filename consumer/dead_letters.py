@@ -12,10 +12,10 @@ from headrace_core.bus.entries import entry_of
 from headrace_core.bus.errors import BusError
 from headrace_core.bus.publisher import Publisher
 from headrace_core.bus.puller import Message
-from headrace_core.bus.topology import stream_info
 from headrace_core.db.pool import Database
 from headrace_core.errors import DatabaseUnavailable
-from headrace_core.tasks.dead_letters import find_letters, mark_published, record_unparseable
+from headrace_core.tasks.dead_letters import find_letters, record_unparseable
+from headrace_core.tasks.message import dead_letter_id
 from headrace_core.telemetry import logs, metrics
 
 MAX_MALFORMED = 100
@@ -24,7 +24,7 @@ log = logs.get(__name__)
 
 
 class DeadLetterFeed:
-    """Publishes dead letters to their stream at once; the relay does it for those that are missed."""
+    """Publishes dead letters to their stream at once. The relay notes that they are there, or publishes them itself."""
 
     def __init__(self, database: Database, bus: Bus, publisher: Publisher, names: StreamNames) -> None:
         self._database = database
@@ -37,11 +37,7 @@ class DeadLetterFeed:
         try:
             found = await find_letters(self._database, ids, ())
             fresh = [letter for letter in found.values() if not letter.published_at and not letter.resolved_at]
-            results = await publish_dead_letters(
-                self._bus, self._publisher, self._names, [entry_of(letter) for letter in fresh]
-            )
-            stored = [letter.id for letter, result in zip(fresh, results, strict=True) if result.accepted]
-            await mark_published(self._database, stored)
+            await publish_dead_letters(self._bus, self._publisher, self._names, [entry_of(letter) for letter in fresh])
         except (BusError, DatabaseUnavailable) as error:
             log.info("dead letters are left to the relay", action="dead_letters.left", error=error.message)
 
@@ -55,7 +51,6 @@ class MalformedMessages:
         self._names = names
         self._feed = feed
         self._waiting: asyncio.Queue[tuple[str, Message, str]] = asyncio.Queue(MAX_MALFORMED)
-        self._created: str | None = None
 
     def note(self, queue: str, message: Message, detail: str) -> None:
         """Take one; when too many wait it is left to its redelivery."""
@@ -69,19 +64,12 @@ class MalformedMessages:
         while True:
             queue, message, detail = await self._waiting.get()
             try:
-                letter_id = await self._letter_id(message)
+                letter_id = dead_letter_id(message.timestamp, message.stream_sequence)
                 await record_unparseable(self._database, letter_id, queue, message.body, detail)
-            except (BusError, DatabaseUnavailable) as error:
+            except DatabaseUnavailable as error:
                 log.warning("malformed message not recorded yet", action="malformed.retry", error=error.message)
                 continue
             metrics.dead_letters_total.labels("UNPARSEABLE_MESSAGE").inc()
             log.warning("a message was no task", action="malformed.recorded", queue=queue, dead_letter=letter_id)
             await message.term("UNPARSEABLE_MESSAGE")
             await self._feed.publish([letter_id])
-
-    async def _letter_id(self, message: Message) -> str:
-        """The stream's creation time, in digits, and the message's number in it: unique over streams made anew."""
-        if self._created is None:
-            info = await stream_info(self._bus, self._names.tasks)
-            self._created = "".join(char for char in str(info["created"]) if char.isdigit())
-        return f"{self._created}-{message.stream_sequence}"

@@ -13,13 +13,14 @@ from collections.abc import Callable, Sequence
 
 from headrace_core.db.pool import Database
 from headrace_core.errors import DatabaseUnavailable
-from headrace_core.tasks.model import Lease, UnitId
-from headrace_core.tasks.renew import renew
+from headrace_core.tasks.model import ClaimedUnit, Lease, UnitId
+from headrace_core.tasks.renew import clear_suspicion, renew
 from headrace_core.telemetry import logs, metrics
 
 RENEWALS_PER_LEASE = 4
 LONGEST_RENEWAL_SECONDS = 2.0
 BATCH = 1000
+MAX_CLEARED = 10_000
 JOIN_SECONDS = 5.0
 
 log = logs.get(__name__)
@@ -34,7 +35,8 @@ class LeaseKeeper:
         self._interval = lease / RENEWALS_PER_LEASE
         self._on_lost = on_lost
         self._home = asyncio.get_running_loop()
-        self._leases: dict[UnitId, Lease] = {}
+        self._held: dict[UnitId, ClaimedUnit] = {}
+        self._cleared: list[Lease] = []
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._stop_here: Callable[[], None] | None = None
@@ -42,16 +44,21 @@ class LeaseKeeper:
         self._failure: Exception | None = None
         self._ended = asyncio.Event()
 
-    def hold(self, lease: Lease) -> None:
-        """Renew this one from now on."""
+    def hold(self, unit: ClaimedUnit) -> None:
+        """Renew the lease of this one from now on."""
         with self._lock:
-            self._leases[lease.unit_id] = lease
+            self._held[unit.lease.unit_id] = unit
 
     def release(self, lease: Lease) -> None:
         """Renew it no more. Idempotent; another lease of the same unit stays."""
         with self._lock:
-            if self._leases.get(lease.unit_id) == lease:
-                del self._leases[lease.unit_id]
+            if self._holds(lease):
+                del self._held[lease.unit_id]
+
+    def held(self) -> list[ClaimedUnit]:
+        """Whose leases are renewed. May be called from any thread."""
+        with self._lock:
+            return list(self._held.values())
 
     async def watch(self) -> None:
         """Wait for the thread to end; raises what ended it before its time: fatal, for all leases run out."""
@@ -100,28 +107,37 @@ class LeaseKeeper:
             await database.close()
 
     async def _renew_all(self, database: Database) -> None:
-        with self._lock:
-            leases = list(self._leases.values())
+        leases = [unit.lease for unit in self.held()]
         limit = min(self._interval, LONGEST_RENEWAL_SECONDS)
-        for start in range(0, len(leases), BATCH):
-            part = leases[start : start + BATCH]
-            try:
+        try:
+            for start in range(0, len(leases), BATCH):
+                part = leases[start : start + BATCH]
                 held = await renew(database, part, timeout=limit)
-            except DatabaseUnavailable as error:
-                # Nothing is lost by that: whoever takes over must have seen the lease unchanged in working rounds.
-                log.warning("leases not renewed", action="lease.not_renewed", leases=len(leases), error=error.message)
-                return
-            self._report_lost([lease for lease in part if lease.unit_id not in held])
+                self._report_lost([lease for lease in part if lease.unit_id not in held])
+            await self._clear_suspicion(database, limit)
+        except DatabaseUnavailable as error:
+            # Nothing is lost by that: whoever takes over must have seen the lease unchanged in working rounds.
+            log.warning("leases not renewed", action="lease.not_renewed", leases=len(leases), error=error.message)
 
     def _report_lost(self, leases: Sequence[Lease]) -> None:
         """Those that were released meanwhile are not lost but settled."""
         with self._lock:
-            lost = [lease for lease in leases if self._leases.get(lease.unit_id) == lease]
-            for lease in lost:
-                del self._leases[lease.unit_id]
-        if lost:
-            metrics.renewals_lost_total.inc(len(lost))
-            self._home.call_soon_threadsafe(self._on_lost, lost)
+            units = [self._held.pop(lease.unit_id) for lease in leases if self._holds(lease)]
+        if units:
+            metrics.renewals_lost_total.inc(len(units))
+            self._home.call_soon_threadsafe(self._on_lost, [unit.lease for unit in units])
+        waiting = [unit.lease for unit in units if not unit.suspect]
+        self._cleared = (self._cleared + waiting)[-MAX_CLEARED:]
+
+    async def _clear_suspicion(self, database: Database, limit: float) -> None:
+        """We live: no unit that was taken from us has killed us, so none needs to start alone for that (rule 9)."""
+        if self._cleared:
+            await clear_suspicion(database, self._cleared, timeout=limit)
+            self._cleared = []
+
+    def _holds(self, lease: Lease) -> bool:
+        unit = self._held.get(lease.unit_id)
+        return unit is not None and unit.lease == lease
 
 
 def _setter(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> Callable[[], None]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
 from collections.abc import Callable
 
 from consumer.registry import Registry
@@ -21,11 +19,6 @@ INFERENCE_KIND = "ai.analyze"
 FAREWELL_SECONDS = 2.0
 
 log = logs.get(__name__)
-
-
-def worker_name() -> str:
-    """This process for people: host and process id."""
-    return f"{socket.gethostname()}/{os.getpid()}"
 
 
 class Presence:

@@ -8,6 +8,7 @@ import inspect
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from types import ModuleType
 from typing import Any, TypeGuard
 
@@ -42,6 +43,8 @@ class RegisteredHandler:
     input_model: type[pydantic.BaseModel] | None
     function: Callable[..., Any] | None = None
     sharded: ShardedHandler | None = None
+    progress_timeout: float | None = None
+    """In seconds; None: it may be silent until its timeout."""
 
     @property
     def kind_row(self) -> KindRow:
@@ -141,6 +144,7 @@ def _of_function(declaration: HandlerDeclaration) -> RegisteredHandler:
         origin=f"{function.__module__}.{function.__qualname__}",
         input_model=declaration.input_model,
         function=function,
+        progress_timeout=_seconds(declaration.progress_timeout),
     )
 
 
@@ -161,4 +165,9 @@ def _of_class(handler_class: type[ShardedHandler]) -> RegisteredHandler:
         origin=origin,
         input_model=model,
         sharded=instance,
+        progress_timeout=_seconds(handler_class.progress_timeout),
     )
+
+
+def _seconds(limit: timedelta | None) -> float | None:
+    return None if limit is None else limit.total_seconds()

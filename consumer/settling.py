@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from headrace_core.db.errors import DataRejected
 from headrace_core.db.pool import Database
 from headrace_core.errors import DatabaseUnavailable
-from headrace_core.tasks.model import Fail, Settled, Settlement, Settlements
+from headrace_core.tasks.model import Complete, Fail, Plan, Settled, Settlement, Settlements
 from headrace_core.tasks.outcome import error_json
 from headrace_core.tasks.settle import settle
 from headrace_core.telemetry import logs, metrics
 
 MAX_BATCH = 500
+# One statement carries the results of a batch: 300 of 1 MiB take longer than it may, and would be tried for ever.
+MAX_BATCH_BYTES = 8 * 1024 * 1024
 FIRST_RETRY_SECONDS = 0.1
 LONGEST_RETRY_SECONDS = 2.0
 
@@ -56,9 +58,9 @@ class Settler:
         """Settle what arrives. A background task; a batch that it fails with is taken up by its next start."""
         while True:
             await self._arrived.wait()
-            batch = self._waiting[:MAX_BATCH]
+            batch = self._next_batch()
             self._in_flight = len(batch)
-            del self._waiting[:MAX_BATCH]
+            del self._waiting[: len(batch)]
             if not self._waiting:
                 self._arrived.clear()
             try:
@@ -68,6 +70,15 @@ class Settler:
                 raise
             finally:
                 self._in_flight = 0
+
+    def _next_batch(self) -> list[_Waiting]:
+        """The first ones, within both bounds; one goes whatever its size."""
+        size = 0
+        for number, item in enumerate(self._waiting[:MAX_BATCH]):
+            size += _bytes_of(item.settlement)
+            if number and size > MAX_BATCH_BYTES:
+                return self._waiting[:number]
+        return self._waiting[:MAX_BATCH]
 
     def _take_back(self, batch: list[_Waiting]) -> None:
         self._waiting[:0] = [item for item in batch if not item.answer.done()]
@@ -119,6 +130,16 @@ class Settler:
                 )
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, LONGEST_RETRY_SECONDS)
+
+
+def _bytes_of(settlement: Settlement) -> int:
+    match settlement:
+        case Complete(result=result):
+            return len(result)
+        case Plan(shards=shards):
+            return sum(map(len, shards))
+        case _:
+            return 0
 
 
 def refused(settlement: Settlement, error: DataRejected) -> Fail:

@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterable, Mapping
 from uuid import UUID
 
-from consumer.attempt import Attempt, Cause
+from consumer.attempt import GIVE_UP_SECONDS, Attempt, Cause
 from consumer.execution.executions import Executions
 from consumer.intake.limits import Slots
 from consumer.lease import LeaseKeeper
@@ -22,7 +22,7 @@ from headrace_core.errors import DatabaseUnavailable
 from headrace_core.settings.queues import QueueSettings
 from headrace_core.tasks.model import ClaimedUnit, Lease, Settled, UnitId
 from headrace_core.tasks.outcome import Interrupted, Outcome, Raised, decide
-from headrace_core.tasks.parts import merge_input
+from headrace_core.tasks.parts import PartsTooLarge, merge_input
 from headrace_core.telemetry import logs, metrics
 
 MAX_STUCK = 8
@@ -58,6 +58,7 @@ class Units:
         self._attempts: dict[UnitId, Attempt] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
+        self._draining = False
         self._stuck = 0
         self._too_many_stuck = asyncio.Event()
 
@@ -102,9 +103,10 @@ class Units:
                 attempt.end(Cause.CANCELLED)
 
     def ask_all(self) -> None:
-        """Tell every handler that the consumer is stopping."""
+        """Tell every handler that the consumer is stopping. What has not begun, now or later, goes back at once."""
+        self._draining = True
         for attempt in list(self._attempts.values()):
-            attempt.ask()
+            _ask(attempt)
 
     def end_all(self, grace: float) -> None:
         """Interrupt every handler; those that have not ended after `grace` seconds are given up."""
@@ -137,7 +139,9 @@ class Units:
         """Run a claimed unit in the background; its slot comes back when its handler has ended."""
         attempt = Attempt(unit, self._registry.handlers[unit.kind], message)
         self._attempts[unit.lease.unit_id] = attempt
-        self._leases.hold(unit.lease)
+        self._leases.hold(unit)
+        if self._draining:
+            _ask(attempt)
         task = asyncio.get_running_loop().create_task(self._live(attempt, slots), name="unit")
         self._tasks.add(task)
         task.add_done_callback(functools.partial(self._forget, attempt))
@@ -161,6 +165,8 @@ class Units:
             return await self._executions[attempt.unit.queue].run(attempt)
         except DatabaseUnavailable as error:
             return Interrupted(error.message)
+        except PartsTooLarge as error:
+            return Raised(type(error).__name__, str(error), retryable=False)
         except Exception as error:
             # A defect of ours, not of the handler, whose exceptions are outcomes. It must not loop without an end.
             log.exception("an attempt failed outside its handler", action="unit.defect", kind=attempt.unit.kind)
@@ -201,6 +207,13 @@ class Units:
         self._changed.set()
         if not task.cancelled() and (error := task.exception()):
             log.error("a unit was not settled; its lease runs out", action="unit.failed", exc_info=error)
+
+
+def _ask(attempt: Attempt) -> None:
+    if attempt.begun:
+        attempt.ask()
+    else:
+        attempt.end(Cause.DRAINING, GIVE_UP_SECONDS)
 
 
 async def _acknowledge(attempt: Attempt, settled: Settled) -> None:

@@ -20,19 +20,19 @@ from consumer.registry import Registry
 from consumer.reporting import Reporter
 from consumer.settling import Settler
 from consumer.unit import Units
-from headrace_core.bus.connection import Bus, Subscription
+from headrace_core.bus.connection import Bus
 from headrace_core.bus.control import subscribe_cancel
 from headrace_core.bus.declaration import StreamNames, declared
 from headrace_core.bus.puller import in_progress
+from headrace_core.bus.subscription import Subscription
 from headrace_core.db.pool import Database
 from headrace_core.runtime.supervisor import Supervisor
 from headrace_core.settings.environment import ServiceSettings
 from headrace_core.settings.queues import QueueSettings
-from headrace_core.tasks.model import Holder, Lease
+from headrace_core.tasks.model import ClaimedUnit, Holder, Lease
 from headrace_core.telemetry import logs
 
 BEATS_PER_ACK_WAIT = 2
-SILENT_SECONDS = 15.0
 
 log = logs.get(__name__)
 
@@ -52,9 +52,10 @@ class Works:
     ) -> None:
         names = StreamNames(settings.stream_prefix, settings.subject_prefix)
         self._queues = queues
+        self._database = database
         self._supervisor = supervisor
         self._broker = BrokerSide(bus, names, database) if bus is not None else None
-        self.announcer = Announcer(database, self._broker)
+        self.announcer = Announcer(self._broker)
         self._leases = LeaseKeeper(settings.database_url, min(queue.lease for queue in queues.values()), self._lost)
         self._reporter = Reporter(database, holder.sharded, self.announcer.wakes, self._lost)
         self._settler = Settler(database, holder.sharded, self.announcer.settled)
@@ -68,10 +69,12 @@ class Works:
 
     def problems(self) -> list[str]:
         """Why no work is taken; empty if it is."""
-        now = asyncio.get_running_loop().time()
-        silent = [intake.queue.name for intake in self.intakes if now - intake.turned_at > SILENT_SECONDS]
-        found = [f"the intake of queue {name} does not turn" for name in silent]
-        return found + ([self.presence.problem] if self.presence.problem else [])
+        found = [*(intake.problem() for intake in self.intakes), self.presence.problem, self._database.shortage]
+        return [problem for problem in found if problem]
+
+    def held(self) -> list[ClaimedUnit]:
+        """What this consumer has a lease of. May be called from any thread."""
+        return self._leases.held()
 
     async def start(self) -> None:
         """Begin to take work."""

@@ -12,8 +12,9 @@ from consumer.context import AsyncContext, Reporting, ThreadContext
 from consumer.execution.processes import Processes, WorkerSettings
 from consumer.execution.threads import Threads
 from consumer.intake.limits import calls_of
-from consumer.invocation import InputRefused, arguments_of, function_of, outcome_of, raised
+from consumer.invocation import arguments_of, function_of, outcome_of, raised
 from consumer.registry import RegisteredHandler
+from headrace.handler_values import InputRefused
 from headrace_core.settings.queues import QueueSettings
 from headrace_core.tasks.outcome import Outcome
 
@@ -45,6 +46,8 @@ class Executions:
         if that dies too, it was the suspect (rule 8).
         """
         handler = attempt.handler
+        if attempt.is_to_end():
+            return ended_by(attempt)
         if attempt.unit.suspect or handler.execution == "process":
             return await self._processes.run(attempt)
         batcher = self._batchers.get(handler.kind)
@@ -69,6 +72,7 @@ class Executions:
             return raised(error)
         context = AsyncContext(attempt, self._reporting)
         task = asyncio.ensure_future(function_of(handler, unit.type)(context, *arguments))
+        attempt.begin()
         await attempt.until_over(task, task.cancel, handler.timeout)
         return judge(attempt, task, functools.partial(outcome_of, handler, unit.type))
 
@@ -83,6 +87,7 @@ class Executions:
         context = ThreadContext(attempt, self._reporting)
         call = functools.partial(function_of(handler, unit.type), context, *arguments)
         future = self._threads.submit(call)
+        attempt.begin()
         # A thread that will not end keeps its place until it does.
         future.add_done_callback(lambda _: self._thread_calls.release())
         await attempt.until_over(future, _nothing, handler.timeout)

@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 
 from consumer.attempt import Attempt, ended_by, judge
-from consumer.context import Reporting
+from consumer.context import Reporting, Reports
 from consumer.execution.wire import Frame, WireError, pack, read
 from headrace_core.tasks.outcome import Crashed, Interrupted, Outcome, Planned, Raised, Succeeded
 from headrace_core.telemetry import logs
@@ -65,8 +65,10 @@ class Worker:
                     env=_environment(),
                 )
             reader, writer = await asyncio.open_connection(sock=ours)
-        except OSError as error:
-            ours.close()
+        except BaseException as error:
+            ours.close()  # the process, if there is one by now, ends by that
+            if not isinstance(error, OSError):
+                raise
             raise WorkerFailed(f"no worker process could be started: {error}") from error
         worker = cls(process, reader, writer)
         try:
@@ -130,12 +132,12 @@ class Worker:
 def describe_exit(code: int) -> str:
     """How a process ended, for an error message."""
     if code >= 0:
-        return f"the process exited with code {code}"
+        return f"exited with code {code}"
     try:
         name = signal.Signals(-code).name
     except ValueError:
         name = "an unknown signal"
-    return f"the process was killed by {name} ({-code})"
+    return f"killed by {name} (signal {-code})"
 
 
 def _command(descriptor: int, settings: WorkerSettings) -> list[str]:
@@ -162,12 +164,12 @@ class Processes:
         if not await attempt.turn(self._free):
             return ended_by(attempt)
         try:
-            worker = self._idle.pop() if self._idle else await Worker.start(self._settings)
-            return await self._run_in(worker, attempt)
+            worker = await self._worker(attempt)
+            return ended_by(attempt) if worker is None else await self._run_in(worker, attempt)
         except WorkerFailed as error:
             # Not the unit's fault. The pause keeps a broken installation from spinning through its interruptions.
             log.error("no worker process", action="worker.failed", error=str(error))
-            await asyncio.sleep(START_PAUSE_SECONDS)
+            await attempt.unless_ended(asyncio.ensure_future(asyncio.sleep(START_PAUSE_SECONDS)))
             return Interrupted(str(error))
         finally:
             self._free.release()
@@ -177,9 +179,17 @@ class Processes:
         idle, self._idle = self._idle, []
         await asyncio.gather(*(worker.kill() for worker in idle))
 
+    async def _worker(self, attempt: Attempt) -> Worker | None:
+        """An idle worker or a new one; None if the attempt is to end before it is up."""
+        if self._idle:
+            return self._idle.pop()
+        starting = asyncio.ensure_future(Worker.start(self._settings))
+        return starting.result() if await attempt.unless_ended(starting) else None
+
     async def _run_in(self, worker: Worker, attempt: Attempt) -> Outcome | None:
         conversation = asyncio.create_task(self._converse(worker, attempt), name=f"worker-{worker.pid}")
         attempt.on_asked = worker.tell_to_end
+        attempt.begin()
         try:
             # A process needs no grace: that it can be killed is what it is for.
             await attempt.until_over(conversation, conversation.cancel, attempt.handler.timeout)
@@ -194,6 +204,7 @@ class Processes:
 
     async def _converse(self, worker: Worker, attempt: Attempt) -> Outcome:
         """Serve the worker's requests until its unit is over."""
+        reports = Reports(attempt, self._reporting)
         await worker.send(_request(attempt))
         while True:
             try:
@@ -201,22 +212,28 @@ class Processes:
             except WireError as error:
                 return Raised("WireError", str(error), retryable=False)
             if frame is None:
-                return Crashed(await worker.exit())
+                return Crashed(_crash_text(await worker.exit(), attempt))
             outcome = _outcome_of(frame)
             if outcome is not None:
                 return outcome
-            await self._serve(worker, attempt, frame)
+            await _serve(worker, reports, frame)
 
-    async def _serve(self, worker: Worker, attempt: Attempt, frame: Frame) -> None:
-        lease = attempt.unit.lease
-        if frame["type"] == "progress":
-            self._reporting.progress(lease, float(frame["fraction"]), str(frame["message"]))
-            return
-        if frame["type"] == "output":
-            await self._reporting.output(lease, str(frame["text"]))
-        elif frame["type"] == "checkpoint":
-            await self._reporting.checkpoint(lease, str(frame["data"]).encode())
-        await worker.send({"type": "done"})
+
+async def _serve(worker: Worker, reports: Reports, frame: Frame) -> None:
+    if frame["type"] == "progress":
+        reports.progress(float(frame["fraction"]), str(frame["message"]))
+        return
+    if frame["type"] == "output":
+        await reports.output(str(frame["text"]))
+    elif frame["type"] == "checkpoint":
+        await reports.checkpoint(str(frame["data"]).encode())
+    await worker.send({"type": "done"})
+
+
+def _crash_text(ending: str, attempt: Attempt) -> str:
+    """What is known about a crash: how the process ended, and how far the unit had come."""
+    last = attempt.last_progress
+    return f"{ending}; last progress {last}" if last else f"{ending}; it had reported no progress"
 
 
 def _accept(outcome: Outcome) -> Outcome:

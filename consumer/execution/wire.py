@@ -12,8 +12,8 @@ import struct
 from typing import Any
 
 HEADER = struct.Struct(">I")
-MAX_FROM_WORKER = 16 * 1024 * 1024
-"""Of a result (1 MiB of JSON, six times that with escapes) or a plan (up to 10,000 shards)."""
+MAX_FROM_WORKER = 100 * 1024 * 1024
+"""Of a plan (16 MiB of JSON, six times that with escapes); results have 1 MiB."""
 
 Frame = dict[str, Any]
 

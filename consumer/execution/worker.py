@@ -20,10 +20,10 @@ import threading
 from datetime import datetime
 from typing import Any
 
-from consumer.context import checkpoint_text
 from consumer.execution.wire import Frame, pack, receive
 from consumer.invocation import arguments_of, function_of, outcome_of, raised
 from consumer.registry import Registry, collect
+from headrace.handler_values import checkpoint_text
 from headrace_core.tasks.outcome import Planned, Raised, Succeeded
 from headrace_core.telemetry import logs
 

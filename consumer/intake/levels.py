@@ -8,16 +8,15 @@ doubles while they keep coming; and what has waited for a second without a free 
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from uuid import UUID
 
 from consumer.intake.priority import PriorityBuffer
 from headrace_core.bus.connection import Bus
 from headrace_core.bus.declaration import LEVELS, StreamNames, durable_name
 from headrace_core.bus.puller import Message, Puller, in_progress
-from headrace_core.tasks.model import Delivered, UnitId
+from headrace_core.tasks.message import Malformed, parse
+from headrace_core.tasks.model import Delivered
 
 FIRST_WINDOW = 4
 RETURN_AFTER_SECONDS = 1.0
@@ -32,25 +31,6 @@ class Waiting:
     delivered: Delivered
     message: Message
     at: float
-
-
-class Malformed(Exception):
-    """The body of a message is no task's."""
-
-
-def parse(body: bytes) -> Delivered | None:
-    """The ids in a message; None for a probe.
-
-    Raises:
-        Malformed: it is neither.
-    """
-    try:
-        content = json.loads(body)
-        if "probe" in content:
-            return None
-        return Delivered(UnitId(UUID(content["task"]), int(content["unit"])), int(content["dispatch"]))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Malformed(f"{type(error).__name__}: {error}") from error
 
 
 class _Level:
@@ -100,6 +80,8 @@ class Levels:
         self._on_message = on_message
         self._on_malformed = on_malformed
         self._probes: list[Message] = []
+        self.received_at = now()
+        """When the last message came, by the clock `now`; before the first: the time of the start."""
         self._levels = {
             level: _Level(
                 Puller(
@@ -113,6 +95,11 @@ class Levels:
             )
             for level in LEVELS
         }
+
+    @property
+    def silence(self) -> float:
+        """For how many seconds a level that was asked has said nothing at all; 0 where none owes us a word."""
+        return max(level.puller.silence for level in self._levels.values())
 
     async def start(self) -> None:
         """Listen; `top_up` asks."""
@@ -157,6 +144,7 @@ class Levels:
 
     def _receive(self, name: str, message: Message) -> None:
         level = self._levels[name]
+        self.received_at = self._now()
         try:
             delivered = parse(message.body)
         except Malformed as error:

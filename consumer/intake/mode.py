@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 from uuid import UUID
 
+from headrace_core.bus.broker_status import without_majority
 from headrace_core.bus.connection import Bus
 from headrace_core.bus.declaration import LEVELS, Declaration, StreamNames, durable_name
 from headrace_core.bus.errors import BusError, StreamMissing
@@ -23,6 +24,7 @@ Mode = Literal["broker", "fallback", "postgres"]
 PATIENCE_SECONDS = 1.0
 LOOK_SECONDS = 0.5
 ANSWER_SECONDS = 1.5
+LONGEST_PROBE_SECONDS = 8.0
 
 log = logs.get(__name__)
 
@@ -42,6 +44,10 @@ class ModeSwitch:
             self._unhealthy_since = None
         elif self._unhealthy_since is None:
             self._unhealthy_since = now
+        self.wait(now)
+
+    def wait(self, now: float) -> None:
+        """Note the time: the patience may be at its end."""
         since = now if self._unhealthy_since is None else self._unhealthy_since
         if self.mode == "broker" and now - since >= PATIENCE_SECONDS:
             self.mode = "fallback"
@@ -78,6 +84,8 @@ class ModeWatch:
         self._publisher = Publisher(bus) if bus is not None else None
         self._switch = ModeSwitch(broker=bus is not None)
         self._shown: Mode | None = None
+        self._probe_pause = LOOK_SECONDS
+        self._probe_at = 0.0
         self.problem = ""
 
     @property
@@ -96,14 +104,15 @@ class ModeWatch:
         self._show()
         while self._bus is not None:
             await self.look(self._bus)
-            if self.mode == "fallback" and self._switch.healthy:
-                await self._probe()
+            await self._probe_now_and_then()
             await asyncio.sleep(LOOK_SECONDS)
 
     async def look(self, bus: Bus) -> None:
-        """Look once."""
+        """Look once. An answer that does not come was missing from the moment of the question."""
+        asked_at = _now()
         self.problem = await self._problem(bus)
-        self._switch.look(asyncio.get_running_loop().time(), healthy=not self.problem)
+        self._switch.look(asked_at, healthy=not self.problem)
+        self._switch.wait(_now())
         self._show()
 
     async def close(self) -> None:
@@ -118,7 +127,10 @@ class ModeWatch:
             async with asyncio.timeout(ANSWER_SECONDS):
                 found = await consumers(bus, self._names.tasks)
         except TimeoutError:
-            return f"JetStream did not answer within {ANSWER_SECONDS:g} s"
+            return (
+                f"JetStream did not answer within {ANSWER_SECONDS:g} s: its server is frozen or overloaded, or its "
+                "cluster has lost the majority; bring its servers back"
+            )
         except StreamMissing as error:
             return await self._repair(bus, error.message)
         except BusError as error:
@@ -126,7 +138,7 @@ class ModeWatch:
         missing = [name for name in self._durables if name not in found]
         if missing:
             return await self._repair(bus, f"missing consumers: {', '.join(missing)}; run: headrace topology apply")
-        return ""
+        return without_majority(found, self._durables)
 
     async def _repair(self, bus: Bus, problem: str) -> str:
         if self._declaration is None:
@@ -137,6 +149,15 @@ class ModeWatch:
             return error.message
         log.info("topology applied", action="topology.applied", changes=changes)
         return ""
+
+    async def _probe_now_and_then(self) -> None:
+        """Ever more rarely, so that those that nobody takes do not fill the stream."""
+        if self.mode != "fallback" or not self._switch.healthy:
+            self._probe_pause, self._probe_at = LOOK_SECONDS, 0.0
+        elif _now() >= self._probe_at:
+            self._probe_at = _now() + self._probe_pause
+            self._probe_pause = min(2 * self._probe_pause, LONGEST_PROBE_SECONDS)
+            await self._probe()
 
     async def _probe(self) -> None:
         """Send a message round: whoever of the consumers gets it knows that the way is open."""
@@ -152,3 +173,7 @@ class ModeWatch:
         self._shown = self.mode
         metrics.set_mode(self.mode)
         self._on_change()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

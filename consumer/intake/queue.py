@@ -1,7 +1,8 @@
 """The intake of one queue: what is due is claimed in batches as slots are free, and started.
 
 One loop for both sources. While the broker is trusted it claims what was delivered; otherwise it claims what is due in
-Postgres as well.
+Postgres as well. A broker that is trusted and delivers nothing is not believed to have nothing: what has been due for
+a while is claimed all the same, whoever failed to publish or to deliver it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ IDLE_SECONDS = 5.0
 MAX_CLAIM = 500
 MAX_UNSETTLED = 2000
 DATABASE_PAUSE_SECONDS = 0.5
+# How long units may be due, and deliveries stay out, before they are looked for in Postgres.
+UNDELIVERED_SECONDS = 5.0
+SILENT_SECONDS = 15.0
 
 log = logs.get(__name__)
 
@@ -64,7 +68,8 @@ class QueueIntake:
         self.levels: Levels | None = None
         """None with `broker = "none"`."""
         self.turned_at = 0.0
-        """When the loop last turned, by the loop's clock: readiness hangs on it."""
+        """When the loop last turned, by the loop's clock."""
+        self._looked_at = 0.0
         self._database = database
         self._holder = holder
         self._starter = starter
@@ -80,6 +85,17 @@ class QueueIntake:
     def wake(self) -> None:
         """There may be something to do."""
         self._wake.set()
+
+    def problem(self) -> str:
+        """Why this queue is not served, empty if it is. Readiness hangs on it."""
+        if _now() - self.turned_at > SILENT_SECONDS:
+            return f"the intake of queue {self.queue.name} does not turn"
+        if self._mode() != "broker" or self.levels is None or self.levels.silence <= SILENT_SECONDS:
+            return ""
+        return (
+            f"queue {self.queue.name}: the broker has sent neither messages nor heartbeats for "
+            f"{self.levels.silence:.0f} s; pull requests are repeated"
+        )
 
     async def run(self) -> None:
         """Claim and start until stopped. A background task."""
@@ -119,6 +135,9 @@ class QueueIntake:
             if room and self._mode() != "broker":
                 claimed = await self._claim_due(room)
                 return 0.0 if claimed == room else POLL_SECONDS
+            if room and self._nothing_comes():
+                await self._claim_undelivered(room)
+                return self._pause()
         except DatabaseUnavailable as error:
             # The messages stay here: a nak would use up one of their three deliveries.
             log.warning("nothing claimed", action="claim.unavailable", queue=self.queue.name, error=error.message)
@@ -127,6 +146,19 @@ class QueueIntake:
         if self.slots.free == 0 and self.levels is not None and len(self.levels.buffer):
             await self.levels.give_back_stale()
         return self._pause()
+
+    def _nothing_comes(self) -> bool:
+        last = self._looked_at if self.levels is None else max(self._looked_at, self.levels.received_at)
+        return _now() - last >= UNDELIVERED_SECONDS
+
+    async def _claim_undelivered(self, room: int) -> None:
+        """Look for what nobody delivers: the rights, the relays, the stream may be at fault, the tasks are not."""
+        claimed = await self._claim_due(room, UNDELIVERED_SECONDS)
+        if claimed:
+            log.warning("due work was not delivered", action="intake.undelivered", queue=self.queue.name, units=claimed)
+            self.wake()
+        if claimed < room:
+            self._looked_at = _now()
 
     async def _worthwhile_room(self) -> int:
         """As `_room`, after a moment if only a few slots are free and many messages wait.
@@ -195,10 +227,10 @@ class QueueIntake:
             metrics.claim_refused_total.labels(answer.verdict.value).inc()
             await item.message.ack()
 
-    async def _claim_due(self, room: int) -> int:
+    async def _claim_due(self, room: int, overdue: float = 0.0) -> int:
         self.slots.take(room)
         try:
-            units, wakes = await claim_due(self._database, self.queue.name, room, self._holder)
+            units, wakes = await claim_due(self._database, self.queue.name, room, self._holder, overdue)
         except BaseException:
             self._give_slots_back(room)
             raise

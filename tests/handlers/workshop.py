@@ -117,7 +117,7 @@ async def measure(ctx: TaskContext, inputs: list[dict[str, Any]]) -> list[Any]:
 
 
 class Squares(ShardedHandler):
-    """Squares of 0 … count - 1, one a shard; `hold` names a file that shard `held` waits for."""
+    """Squares of 0 … count - 1, one a shard. The shards in `held`, and the merge if `merge_held`, await `release`."""
 
     kind = "squares"
 
@@ -137,6 +137,10 @@ class Squares(ShardedHandler):
     async def merge(self, ctx: TaskContext, input: dict[str, Any], parts: list[int]) -> dict[str, Any]:
         if "ledger" in input:
             note(input["ledger"], "merge")
+        for _ in range(600):
+            if not input.get("merge_held") or Path(input["release"]).exists():
+                break
+            await asyncio.sleep(0.1)
         return {"sum": sum(parts), "parts": len(parts)}
 
 

@@ -1,9 +1,6 @@
 """Without a broker, without Postgres: work goes on, or goes on afterwards."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
-
-import pytest
 
 from headrace_core.bus.errors import StreamMissing
 from headrace_core.stack.nats import NatsServer
@@ -22,16 +19,6 @@ def _mode(rig: ConsumerRig) -> str:
     (consumer,) = rig.consumers
     assert consumer._works is not None
     return consumer._works._mode.mode
-
-
-@pytest.fixture
-async def rig(database_url: str, nats_url: str, tmp_path: Path) -> AsyncIterator[ConsumerRig]:
-    rig = ConsumerRig(database_url, nats_url, tmp_path)
-    await rig.open()
-    try:
-        yield rig
-    finally:
-        await rig.close()
 
 
 async def test_without_a_broker_work_comes_from_postgres(database_url: str, tmp_path: Path) -> None:

@@ -18,16 +18,6 @@ from tests.fixtures.consumers import SAMPLES, ConsumerRig
 from tests.fixtures.waiting import eventually
 
 
-@pytest.fixture
-async def rig(database_url: str, nats_url: str, tmp_path: Path) -> AsyncIterator[ConsumerRig]:
-    rig = ConsumerRig(database_url, nats_url, tmp_path)
-    await rig.open()
-    try:
-        yield rig
-    finally:
-        await rig.close()
-
-
 @asynccontextmanager
 async def process(environ: Mapping[str, str], folder: Path) -> AsyncIterator[asyncio.subprocess.Process]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}

@@ -3,10 +3,6 @@
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator
-from pathlib import Path
-
-import pytest
 
 from headrace_core.bus.control import publish_cancel
 from headrace_core.db.pool import Database
@@ -17,16 +13,6 @@ from headrace_core.tasks.takeover import read_leases, take_over
 from headrace_core.telemetry import metrics
 from tests.fixtures.consumers import ConsumerRig
 from tests.fixtures.waiting import eventually
-
-
-@pytest.fixture
-async def rig(database_url: str, nats_url: str, tmp_path: Path) -> AsyncIterator[ConsumerRig]:
-    rig = ConsumerRig(database_url, nats_url, tmp_path)
-    await rig.open()
-    try:
-        yield rig
-    finally:
-        await rig.close()
 
 
 async def test_a_drain_lets_handlers_finish_that_listen(rig: ConsumerRig) -> None:
@@ -60,7 +46,7 @@ async def test_a_drain_keeps_to_its_grace_period(rig: ConsumerRig) -> None:
     assert time.monotonic() - began < 2.0
     row = await rig.row(task.id)
     assert (row["state"], row["reason"], row["holder"]) == ("PENDING", "INTERRUPTED", None)
-    assert row["published_at"] is not None
+    assert (row["dispatch"], await rig.unacknowledged()) == (2, 1)
 
 
 async def test_what_was_delivered_and_not_claimed_goes_back(rig: ConsumerRig) -> None:

@@ -1,36 +1,15 @@
 """Tasks through a real consumer: every execution, every way to end."""
 
-import asyncio
 import json
 import os
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
+from headrace_core.bus.errors import BusError
 from headrace_core.bus.publisher import OutgoingMessage, Publisher
 from tests.factories import events_of
 from tests.fixtures.consumers import ConsumerRig
 from tests.fixtures.waiting import eventually
-
-
-@pytest.fixture
-async def rig(database_url: str, nats_url: str, tmp_path: Path) -> AsyncIterator[ConsumerRig]:
-    rig = ConsumerRig(database_url, nats_url, tmp_path)
-    await rig.open()
-    try:
-        yield rig
-    finally:
-        await rig.close()
-
-
-@pytest.fixture
-async def relay(rig: ConsumerRig) -> AsyncIterator[None]:
-    """What the producer's relay does: bring due retries to the stream."""
-    task = asyncio.create_task(rig.relay())
-    yield
-    task.cancel()
-    await asyncio.wait([task])
 
 
 async def test_an_async_handler_gets_its_model_and_its_result_is_stored(rig: ConsumerRig) -> None:
@@ -97,7 +76,6 @@ async def test_the_third_failure_is_a_dead_letter_in_both_places(rig: ConsumerRi
     assert (row["state"], row["reason"], row["failures"]) == ("FAILED", "ATTEMPTS_EXHAUSTED", 3)
     assert json.loads(row["error"])["message"] == "attempt 3 failed"
     await eventually(lambda: _dead_letters(rig), what="the entry in the DLQ stream")
-    await eventually(lambda: _is_marked(rig), what="the mark at the dead letter")
 
 
 async def test_a_non_retryable_error_fails_at_once(rig: ConsumerRig) -> None:
@@ -207,6 +185,22 @@ async def test_a_message_that_is_no_task_becomes_a_dead_letter(rig: ConsumerRig)
     await eventually(lambda: _is_empty(rig), what="the termination")
 
 
+async def test_a_message_at_the_same_number_of_a_stream_made_anew_is_another_dead_letter(rig: ConsumerRig) -> None:
+    await rig.consumer()
+    assert rig.bus is not None
+    for times in (1, 2):
+        await rig.bus.send("headrace.tasks.default.high", b"nonsense")
+        await eventually(lambda: _letters_are(rig, times), what="the dead letter")  # noqa: B023 - awaited here
+        await rig.bus.request(f"$JS.API.STREAM.DELETE.{rig.names.tasks}")
+        await eventually(lambda: _is_empty(rig), within=20, what="the stream made anew", ignoring=(BusError,))
+    letters = await rig.db.fetch("select id from headrace_core.dead_letters")
+    assert {row["id"].split("-")[1] for row in letters} == {"1"}
+
+
+async def _letters_are(rig: ConsumerRig, count: int) -> bool:
+    return len(await rig.db.fetch("select 1 from headrace_core.dead_letters")) == count
+
+
 async def test_max_concurrency_holds(rig: ConsumerRig) -> None:
     await rig.consumer(toml='queues = [{name = "default", ack_wait = "5s", max_concurrency = 3}]\n')
     tasks = await rig.submit_many("counts-itself", [{}] * 30)
@@ -243,8 +237,3 @@ async def _dead_letters(rig: ConsumerRig) -> int:
     assert rig.bus is not None
     info = await rig.bus.request(f"$JS.API.STREAM.INFO.{rig.names.dead_letters}")
     return int(info["state"]["messages"])
-
-
-async def _is_marked(rig: ConsumerRig) -> bool:
-    rows = await rig.db.fetch("select 1 from headrace_core.dead_letters where published_at is not null")
-    return bool(rows)

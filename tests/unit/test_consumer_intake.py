@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumer.intake.levels import Malformed, parse
 from consumer.intake.limits import Slots, TokenBucket, Turnover, calls_of, cores, slots_of
 from consumer.intake.mode import ModeSwitch
 from consumer.intake.priority import RESUME, WEIGHTS, PriorityBuffer
 from consumer.registry import collect
 from headrace_core.settings.queues import QueueSettings
+from headrace_core.tasks.message import Malformed, parse
 
 LEVELS = (RESUME, *WEIGHTS)
 
@@ -131,6 +131,13 @@ def test_the_broker_is_given_up_after_a_second_and_trusted_after_a_delivery() ->
     for step, mode in steps:
         step()
         assert switch.mode == mode
+
+
+def test_an_answer_that_does_not_come_was_missing_since_the_question() -> None:
+    switch = ModeSwitch(broker=True)
+    switch.look(10.0, healthy=False)  # asked at 10, given up at 11.5
+    switch.wait(11.5)
+    assert switch.mode == "fallback"
 
 
 def test_a_short_hiccup_changes_nothing() -> None:

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumer.invocation import (
-    InputRefused,
-    ResultRefused,
-    arguments_of,
-    encoded,
-    needed_shards,
-    outcome_of,
-    raised,
-)
+from consumer.invocation import arguments_of, outcome_of, raised
 from consumer.registry import collect
-from headrace import NonRetryable
+from headrace import NonRetryable, handler
+from headrace.handler_values import InputRefused, ResultRefused, encoded, needed_shards
 from headrace_core.settings.errors import SettingsError
 from headrace_core.tasks.outcome import Planned, Raised, Succeeded
 
@@ -52,6 +46,29 @@ def test_a_kind_declared_twice_names_both(modules: Path) -> None:
     (modules / "twins_b.py").write_text(source.format("second"))
     with pytest.raises(SettingsError, match=r"twins_a\.first.*twins_b\.second"):
         collect(["twins_a", "twins_b"])
+
+
+@pytest.mark.parametrize("option", ["timeout", "progress_timeout"])
+def test_a_limit_that_is_not_positive_is_refused(option: str) -> None:
+    for limit in (timedelta(0), timedelta(seconds=-1)):
+        with pytest.raises(ValueError, match=rf"^{option} .* of kind 'limited' is not positive"):
+            handler("limited", **{option: limit})  # type: ignore[arg-type]
+
+
+def test_a_sharded_handler_with_such_a_limit_is_refused_by_name(modules: Path) -> None:
+    (modules / "bad_limit.py").write_text(
+        "from datetime import timedelta\nfrom headrace import ShardedHandler\n"
+        "class Parts(ShardedHandler):\n    kind = 'parts'\n    progress_timeout = timedelta(0)\n"
+        "    async def plan(self, ctx, input: dict): ...\n"
+    )
+    with pytest.raises(SettingsError, match=r"bad_limit\.Parts: progress_timeout"):
+        collect(["bad_limit"])
+
+
+def test_the_progress_timeout_of_every_form_is_collected() -> None:
+    handlers = collect(["tests.handlers.stubborn"]).handlers
+    assert {handlers[kind].progress_timeout for kind in ("stands-still", "stands-still-shard")} == {0.3}
+    assert handlers["neighbour"].progress_timeout is None
 
 
 def test_a_handler_imported_into_a_second_module_is_the_same(modules: Path) -> None:
