@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 from headrace.config import ClientConfig
 from headrace.errors import CallTimeoutError, InvalidFieldsError, Violation, task_ended
 from headrace.rpc import Connection
-from headrace.submit import timestamp
+from headrace.submit import invalid_field, timestamp
 from headrace.v1 import event_pb2, status_pb2, status_pb2_grpc, task_pb2
 from headrace.watch import TERMINAL, Patience, Positions, Source, Watch, is_terminal
 
@@ -43,7 +43,9 @@ class Reader:
         Raises TaskNotFoundError, SequenceBeyondEndError, UnavailableError once nobody answers for reconnect_timeout.
         """
         after = {} if after_sequence is None else {id: after_sequence}
-        async with aclosing(self._watch(Source(lambda seen: self._one(id, seen)), after, heartbeats)) as events:
+        async with aclosing(
+            self._watch(Source(lambda seen: self._one(id, seen.to_resume())), Positions(after), heartbeats)
+        ) as events:
             async for event in events:
                 yield event
 
@@ -55,18 +57,28 @@ class Reader:
         queue: str = "",
         kind: str = "",
         after_sequences: Mapping[str, int] | None = None,
+        ended_since: datetime | None = None,
         heartbeats: bool = False,
     ) -> AsyncGenerator[event_pb2.TaskEvent]:
         """Yield the events of many tasks on one stream; each task has the promises of `watch`.
 
         By `ids` (at most 10,000) it ends with the last of them. Without, it follows the tasks of this client's
         namespace that match, those submitted later included, and ends only when the caller stops.
+
+        `after_sequences` (task id → last sequence seen) resumes an earlier watch. A watch without `ids` then misses
+        what was submitted and ended in between, unless `ended_since` (aware) names a time before: at most 10,000 such
+        tasks, each with its snapshot. Within one watch all of this happens by itself.
         """
-        wanted = None if ids is None else tuple(ids)
-        chosen = None if wanted is not None else self._filter(None, kind, queue, (), labels)
-        request = status_pb2.WatchTasksRequest(ids=wanted, filter=chosen)
-        source = Source(lambda seen: self._many(request, seen), endless=wanted is None)
-        async with aclosing(self._watch(source, after_sequences, heartbeats)) as events:
+        if ids is not None:
+            if ended_since is not None:
+                raise invalid_field("ended_since", "only without ids: a watch of ids names all of its tasks")
+            wanted = tuple(ids)
+            source = Source(lambda seen: self._many(status_pb2.WatchTasksRequest(ids=wanted), seen.to_resume()))
+        else:
+            chosen = self._filter(None, kind, queue, (), labels)
+            source = Source(lambda seen: self._many(_following(chosen, seen), seen.to_follow()), endless=True)
+        since = 0 if ended_since is None else timestamp(ended_since, "ended_since").ToNanoseconds()
+        async with aclosing(self._watch(source, Positions(after_sequences, since), heartbeats)) as events:
             async for event in events:
                 yield event
 
@@ -141,10 +153,10 @@ class Reader:
                     return
 
     async def _watch(
-        self, source: Source, after: Mapping[str, int] | None, heartbeats: bool
+        self, source: Source, positions: Positions, heartbeats: bool
     ) -> AsyncGenerator[event_pb2.TaskEvent]:
         patience = Patience(first=self.config.timeout, later=self.config.reconnect_timeout)
-        watching = Watch(source, Positions(after), patience)
+        watching = Watch(source, positions, patience)
         async with aclosing(watching.events(heartbeats=heartbeats)) as events:
             async for event in events:
                 yield event
@@ -196,3 +208,11 @@ def state_number(name: str) -> task_pb2.TaskState.ValueType:
         known = ", ".join(value.removeprefix("TASK_STATE_") for value in task_pb2.TaskState.keys()[1:])
         what = f"{name!r} is no state; there are {known}"
         raise InvalidFieldsError(f"states: {what}", violations=[Violation("states", what)]) from None
+
+
+def _following(chosen: status_pb2.TaskFilter, seen: Positions) -> status_pb2.WatchTasksRequest:
+    """What ended while nobody was connected is shown, too; at the first connection there is no such time."""
+    request = status_pb2.WatchTasksRequest(filter=chosen)
+    if seen.ended_since:
+        request.ended_since.FromNanoseconds(seen.ended_since)
+    return request

@@ -9,10 +9,18 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Literal, TypeAlias, TypeVar
 
+from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from headrace.backoff import Backoff
-from headrace.errors import HeadraceError, InvalidFieldsError, UnavailableError, Violation, from_status
+from headrace.errors import (
+    HeadraceError,
+    InvalidFieldsError,
+    ServerLimitError,
+    UnavailableError,
+    Violation,
+    from_status,
+)
 from headrace.payload import Payload, encode_payload
 from headrace.v1 import producer_pb2, task_pb2
 
@@ -54,16 +62,20 @@ def build_request(
     namespace: str, kind: str, payload: Payload | None, key: str | None, options: SubmitOptions
 ) -> producer_pb2.SubmitTaskRequest:
     """Return the request, with a generated key if `key` is None. Raises InvalidFieldsError; ValueError for times."""
-    request = producer_pb2.SubmitTaskRequest(
-        namespace=namespace,
-        kind=kind,
-        queue=options.queue or "",
-        payload_json=encode_payload(payload),
-        idempotency_key=str(uuid.uuid4()) if key is None else key,
-        labels=options.labels,
-        priority=_priority(options.priority),
-        max_attempts=options.max_attempts,
-    )
+    encoded = encode_payload(payload)
+    try:
+        request = producer_pb2.SubmitTaskRequest(
+            namespace=namespace,
+            kind=kind,
+            queue=options.queue or "",
+            payload_json=encoded,
+            idempotency_key=str(uuid.uuid4()) if key is None else key,
+            labels=options.labels,
+            priority=_priority(options.priority),
+            max_attempts=options.max_attempts,
+        )
+    except UnicodeEncodeError as error:
+        raise invalid_field("request", f"a text in it holds half a surrogate pair: {error.object[:80]!r}") from error
     now = datetime.now(UTC)
     start = _start(options, now)
     if start is not None:
@@ -77,28 +89,32 @@ def build_request(
 def timestamp(moment: datetime, name: str) -> Timestamp:
     """Return `moment` as a protobuf timestamp; raises InvalidFieldsError for a naive datetime."""
     if moment.utcoffset() is None:
-        raise _invalid(name, f"{moment.isoformat()} has no time zone: pass an aware datetime")
+        raise invalid_field(name, f"{moment.isoformat()} has no time zone: pass an aware datetime")
     stamp = Timestamp()
     stamp.FromDatetime(moment.astimezone(UTC))
     return stamp
 
 
 async def repeat_until_answered(send: Callable[[float], Awaitable[T]], timeout: float) -> T:
-    """Call `send(seconds)` until it answers with anything but UnavailableError, for at most `timeout` seconds.
+    """Call `send(seconds)` until it is answered, for at most `timeout` seconds. No answers are UnavailableError, and
+    ServerLimitError: a server that has too much to do now.
 
-    `send` must be safe to repeat. The last UnavailableError is raised: the outcome is then unknown.
+    `send` must be safe to repeat. The last UnavailableError is raised if there was one: the outcome is then unknown.
     """
     loop = asyncio.get_running_loop()
     end = loop.time() + timeout
     attempt = 0
+    unknown: UnavailableError | None = None
     while True:
         left = max(end - loop.time(), SHORTEST_TRY_SECONDS)
         try:
             return await send(min(left, max(timeout * LONGEST_TRY, 1.0)))
-        except UnavailableError as error:
+        except (UnavailableError, ServerLimitError) as error:
+            # A try that was refused took nothing; one before it that got no answer may have.
+            unknown = error if isinstance(error, UnavailableError) else unknown
             pause = REPEATS.delay(attempt, retry_after=error.retry_after)
             if loop.time() + pause + SHORTEST_TRY_SECONDS > end:
-                raise
+                raise unknown or error from None
         await asyncio.sleep(pause)
         attempt += 1
 
@@ -157,10 +173,13 @@ class ManySubmits:
                 continue  # nothing more is sent; the items are only counted
             try:
                 request = build(item)
+                size = _size_of(request)
             except HeadraceError as error:
                 self._outcomes[index] = error
                 continue
-            size = request.ByteSize()
+            except DecodeError:
+                self._outcomes[index] = invalid_field("payload", "it is nested too deeply; the limit is 32 levels")
+                continue
             if not chunk.holds(size):
                 yield chunk
                 chunk = _Chunk()
@@ -209,6 +228,13 @@ class ManySubmits:
         return UnavailableError(f"not sent, because an earlier chunk failed: {self._lost.message}")
 
 
+def _size_of(request: producer_pb2.SubmitTaskRequest) -> int:
+    """Bytes on the wire. Raises DecodeError for a Struct that is too deep to be read, or even copied."""
+    if request.HasField("payload"):
+        producer_pb2.SubmitTasksRequest(requests=[request])
+    return request.ByteSize()
+
+
 def _outcome(result: producer_pb2.SubmitTaskResult) -> Outcome:
     if result.HasField("response"):
         return result.response.task
@@ -219,7 +245,7 @@ def _start(options: SubmitOptions, now: datetime) -> datetime | None:
     if options.delay is None:
         return options.run_at
     if options.run_at is not None:
-        raise _invalid("run_at", "give either run_at or delay, not both")
+        raise invalid_field("run_at", "give either run_at or delay, not both")
     delay = options.delay if isinstance(options.delay, timedelta) else timedelta(seconds=options.delay)
     return now + delay
 
@@ -230,8 +256,9 @@ def _priority(name: PriorityName | None) -> task_pb2.Priority.ValueType:
     try:
         return _PRIORITIES[name]
     except KeyError:
-        raise _invalid("priority", f"{name!r} is none of {', '.join(_PRIORITIES)}") from None
+        raise invalid_field("priority", f"{name!r} is none of {', '.join(_PRIORITIES)}") from None
 
 
-def _invalid(name: str, what: str) -> InvalidFieldsError:
+def invalid_field(name: str, what: str) -> InvalidFieldsError:
+    """Return the error of one field, as the server would say it."""
     return InvalidFieldsError(f"{name}: {what}", violations=[Violation(name, what)])

@@ -28,6 +28,12 @@ TERMINAL = frozenset(
 )
 # A watch by label may run for months: of the tasks that ended it remembers this many, against late repeats.
 REMEMBERED_ENDS = 10_000
+# What the server takes of them at once.
+MOST_RESUMED = 10_000
+# How far before the newest event seen an end may lie that was committed after it: an event's time is the start of its
+# transaction.
+COMMIT_SECONDS = 30
+NANOSECONDS = 1_000_000_000
 RECONNECTS = Backoff(initial=0.1, maximum=5.0)
 # How a broken connection looks when gRPC, and not the server, gives the status.
 BROKEN = frozenset(
@@ -78,10 +84,12 @@ class Position:
 class Positions:
     """How far each task of a watch has been delivered."""
 
-    def __init__(self, after: Mapping[str, int] | None = None) -> None:
-        """`after`: task id → the last sequence that the caller has seen."""
+    def __init__(self, after: Mapping[str, int] | None = None, ended_since: int = 0) -> None:
+        """`after`: task id → the last sequence that the caller has seen. `ended_since` as the property below."""
         self._of: dict[str, Position] = {task: Position(sequence) for task, sequence in (after or {}).items()}
-        self._ended: dict[str, None] = {}
+        self._ended: dict[str, int] = {}
+        self._since = ended_since
+        self._newest = 0
 
     def judge(self, event: event_pb2.TaskEvent) -> Verdict:
         """Decide about `event`, and move on if it is to be delivered."""
@@ -89,9 +97,28 @@ class Positions:
         verdict = position.judge(event)
         if verdict is Verdict.DELIVER:
             self._ended.pop(event.task_id, None)
+            self.note_time(event)
             if position.ended:
-                self._ended[event.task_id] = None
+                self._ended[event.task_id] = event.time.ToNanoseconds()
         return verdict
+
+    def note_time(self, event: event_pb2.TaskEvent) -> None:
+        """The server has come to the time of `event`."""
+        self._newest = max(self._newest, event.time.ToNanoseconds())
+
+    @property
+    def ended_since(self) -> int:
+        """From when on ends may be unknown here: nanoseconds since 1970 by the server's clock; 0 before any event."""
+        return max(self._newest - COMMIT_SECONDS * NANOSECONDS, self._since)
+
+    def to_follow(self) -> dict[str, int]:
+        """As `to_resume`, for a watch by filter: of the tasks that have ended only those that would be shown again."""
+        since = self.ended_since
+        resumed = self.to_resume()
+        running = {task: sequence for task, sequence in resumed.items() if task not in self._ended}
+        late = {task: resumed[task] for task, at in self._ended.items() if at >= since and task in resumed}
+        room = max(MOST_RESUMED - len(running), 0)
+        return running | dict(list(late.items())[len(late) - min(room, len(late)) :])
 
     def to_resume(self) -> dict[str, int]:
         """Return task id → sequence for the next connection.
@@ -104,7 +131,7 @@ class Positions:
             if position.sequence is not None and not position.awaits_snapshot
         }
 
-    def forget_ended(self, keep: int = 0) -> None:
+    def forget_ended(self, keep: int) -> None:
         """Forget the tasks that ended longest ago, all but `keep` of them."""
         while len(self._ended) > keep:
             task = next(iter(self._ended))
@@ -126,9 +153,9 @@ class Patience:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What is watched: `listen` opens a stream that resumes after the given sequences; `endless` ends never with OK."""
+    """What is watched. `listen` opens a stream that resumes where the positions say; `endless` ends never with OK."""
 
-    listen: Callable[[Mapping[str, int]], AsyncGenerator[event_pb2.TaskEvent]]
+    listen: Callable[[Positions], AsyncGenerator[event_pb2.TaskEvent]]
     endless: bool = False
 
 
@@ -168,12 +195,11 @@ class Watch:
 
     async def _connection(self) -> AsyncGenerator[event_pb2.TaskEvent]:
         """Yield what is new on one connection."""
-        if self._source.endless:
-            self._positions.forget_ended()
-        async with aclosing(self._source.listen(self._positions.to_resume())) as stream:
+        async with aclosing(self._source.listen(self._positions)) as stream:
             async for event in stream:
                 if event.HasField("heartbeat"):
                     self._note_life()
+                    self._positions.note_time(event)
                     yield event
                     continue
                 verdict = self._positions.judge(event)

@@ -10,13 +10,21 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
+from datetime import datetime
 from uuid import UUID
 
 from headrace_core.db.errors import DatabaseUnavailable
 from headrace_core.db.pool import Database
 from headrace_core.errors import ServerLimit
 from headrace_core.tasks.model import TERMINAL, TaskState
-from headrace_core.tasks.reading import Position, TaskFilter, list_tasks, matching_of, recent_matching
+from headrace_core.tasks.reading import (
+    Position,
+    TaskFilter,
+    ended_matching,
+    list_tasks,
+    matching_of,
+    recent_matching,
+)
 from headrace_core.telemetry import logs
 from status.limits import WakeLike, WatchLimits
 from status.watcher import Watcher
@@ -53,6 +61,10 @@ class Follow:
             if len(tasks) < page:
                 break
         return found
+
+    async def ended(self, since: datetime) -> list[UUID]:
+        """The newest matching tasks that ended at `since` or later. Raises DatabaseUnavailable."""
+        return list(await ended_matching(self._db, self._group.wanted, since, limit=self._limits.filter_tasks))
 
     def note_end(self, task_id: UUID, sequence: int) -> None:
         """The stream has shown the task up to its end at `sequence`."""
@@ -132,6 +144,7 @@ class Discovery:
             raise ServerLimit(
                 f"this server follows {self._limits.max_filter_watches} filters, its limit; try another replica",
                 retry_after=5.0,
+                metadata={"limit": str(self._limits.max_filter_watches)},
             )
         group = self._groups.setdefault(wanted, _Group(wanted))
         follow = Follow(self._db, group, watcher, self._limits)
@@ -200,6 +213,8 @@ class Discovery:
         self._admit(group, found)
 
     def _admit(self, group: _Group, found: Mapping[UUID, Position]) -> None:
-        error = ServerLimit("too many tasks match the filter at once; narrow it", retry_after=5.0)
+        limit = self._limits.max_tasks
+        said = f"more than {limit:,} tasks match the filter at once, which is the limit; narrow it"
+        error = ServerLimit(said, retry_after=5.0, metadata={"limit": str(limit)})
         for follow in group.follows:
             follow.admit(found, error)

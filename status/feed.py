@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from headrace_core.bus.connection import Bus, Subscription
+from headrace_core.bus.connection import Bus
 from headrace_core.bus.declaration import StreamNames
+from headrace_core.bus.subscription import Subscription
 from headrace_core.bus.wakes import subscribe_wakes
 from status.discovery import Discovery
 from status.hub import Hub

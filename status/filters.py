@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from uuid import UUID
 
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from headrace.v1 import status_pb2, task_pb2
@@ -31,6 +32,8 @@ class WatchStart:
     task_ids: tuple[UUID, ...] = ()
     wanted: TaskFilter | None = None
     after: dict[UUID, int] = field(default_factory=dict)
+    ended_since: datetime | None = None
+    """With a filter: tasks that ended then or later are shown as well."""
 
 
 def task_id(text: str, name: str = "id") -> UUID:
@@ -78,8 +81,11 @@ def watch_many(request: status_pb2.WatchTasksRequest) -> WatchStart:
     if wanted is None:
         foreign = [str(key) for key in after if key not in set(ids)][:1]
         violations += [Violation(f"after_sequences[{key}]", "must be one of ids") for key in foreign]
+    ended_since = _moment(request, "ended_since", "ended_since", violations)
+    if wanted is None and ended_since is not None:
+        violations.append(Violation("ended_since", "only with a filter"))
     _refuse(violations)
-    return WatchStart(ids, wanted, after)
+    return WatchStart(ids, wanted, after, ended_since)
 
 
 def _task_ids(texts: Iterable[str], violations: list[Violation]) -> list[UUID]:
@@ -131,8 +137,8 @@ def _filter(message: status_pb2.TaskFilter, violations: list[Violation]) -> Task
         queue=message.queue,
         states=_states(message, violations),
         labels=tuple(sorted(message.labels.items())),
-        created_after=_moment(message, "created_after", violations),
-        created_before=_moment(message, "created_before", violations),
+        created_after=_moment(message, "created_after", "filter.created_after", violations),
+        created_before=_moment(message, "created_before", "filter.created_before", violations),
     )
 
 
@@ -151,14 +157,14 @@ def _states(message: status_pb2.TaskFilter, violations: list[Violation]) -> tupl
     return tuple(sorted({TaskState(_STATES[number]) for number in message.states}))
 
 
-def _moment(message: status_pb2.TaskFilter, name: str, violations: list[Violation]) -> datetime | None:
-    if not message.HasField(name):  # type: ignore[arg-type]
+def _moment(message: Message, name: str, path: str, violations: list[Violation]) -> datetime | None:
+    if not message.HasField(name):
         return None
     stamp: Timestamp = getattr(message, name)
     try:
         return stamp.ToDatetime(tzinfo=UTC)
     except (ValueError, OverflowError):
-        violations.append(Violation(f"filter.{name}", "a time from 0001-01-01 to 9999-12-31"))
+        violations.append(Violation(path, "a time from 0001-01-01 to 9999-12-31"))
         return None
 
 

@@ -41,11 +41,12 @@ class Verdict:
 def judge(parts: Parts) -> Verdict:
     """UNHEALTHY: tasks can be neither accepted nor run. DEGRADED: they can, and something is missing."""
     fatal = _fatal(parts)
-    minor = [*_broker_problems(parts.broker), *_queue_problems(parts)]
     working = [consumer for consumer in parts.consumers if not consumer.draining]
+    cut_off = [consumer.worker for consumer in working if consumer.mode == "fallback"]
+    minor = [*_broker_problems(parts.broker, cut_off), *_queue_problems(parts)]
     return Verdict(
         health=UNHEALTHY if fatal else DEGRADED if minor else HEALTHY,
-        mode=_mode(parts.broker),
+        mode=_mode(parts.broker, cut_off),
         has_fallback=not parts.database_problem and bool(working),
         problems=[*fatal, *minor],
     )
@@ -64,15 +65,26 @@ def _fatal(parts: Parts) -> list[str]:
     return []
 
 
-def _broker_problems(broker: BrokerView | None) -> list[str]:
-    if broker is None or _works(broker):
+def _broker_problems(broker: BrokerView | None, cut_off: Sequence[str]) -> list[str]:
+    """What keeps work from the broker: what is seen from here, else what those consumers see that are in fallback."""
+    if broker is None:
         return []
+    if _works(broker):
+        return [_said_by_consumers(cut_off)] if cut_off else []
     why = broker.problem or "it did not say why"
     if not broker.connected:
         return [f"NATS is away ({why}): work travels through Postgres meanwhile; bring NATS back"]
     if not broker.jetstream:
-        return [f"JetStream does not answer ({why}): work travels through Postgres; enable it for this account"]
+        return [f"JetStream is of no use ({why}): work travels through Postgres meanwhile"]
     return [f"streams are missing ({why}): work travels through Postgres; run: headrace topology apply"]
+
+
+def _said_by_consumers(cut_off: Sequence[str]) -> str:
+    named = ", ".join(cut_off[:3]) + (" and others" if len(cut_off) > 3 else "")
+    return (
+        f"consumers take work from Postgres, as they do not get it from the broker ({named}): this passes within "
+        "seconds after an outage; else look at their connection, rights and logs"
+    )
 
 
 def _queue_problems(parts: Parts) -> list[str]:
@@ -99,10 +111,10 @@ def _works(broker: BrokerView) -> bool:
     return broker.connected and broker.jetstream and broker.task_stream and broker.dead_letter_stream
 
 
-def _mode(broker: BrokerView | None) -> status_pb2.DispatchMode.ValueType:
+def _mode(broker: BrokerView | None, cut_off: Sequence[str]) -> status_pb2.DispatchMode.ValueType:
     if broker is None:
         return status_pb2.DISPATCH_MODE_POSTGRES
-    if broker.connected and broker.jetstream and broker.task_stream:
+    if broker.connected and broker.jetstream and broker.task_stream and not cut_off:
         return status_pb2.DISPATCH_MODE_BROKER
     return status_pb2.DISPATCH_MODE_FALLBACK
 

@@ -63,6 +63,7 @@ class Hub:
             raise ServerLimit(
                 f"this server has {self.limits.max_watches:,} watches open, its limit; try again or at another replica",
                 retry_after=BUSY_AGAIN,
+                metadata={"limit": str(self.limits.max_watches)},
             )
         watcher = Watcher(self.limits.max_tasks)
         self._watchers[watcher] = None
@@ -111,6 +112,7 @@ class Hub:
         return ServerLimit(
             f"this server follows {self.limits.max_tasks:,} tasks, its limit; watch fewer, or at another replica",
             retry_after=BUSY_AGAIN,
+            metadata={"limit": str(self.limits.max_tasks)},
         )
 
     def drain(self) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from headrace.v1 import event_pb2, task_pb2
 from headrace_core.rpc import convert
 from headrace_core.tasks.model import TaskRecord
 
-HEARTBEAT = event_pb2.TaskEvent(heartbeat=event_pb2.Heartbeat())
-"""A sign of life; names no task and has no sequence."""
+
+def heartbeat_message() -> event_pb2.TaskEvent:
+    """A sign of life; names no task and has no sequence. Its time is where a watch by filter may resume."""
+    now = Timestamp()
+    now.GetCurrentTime()
+    return event_pb2.TaskEvent(time=now, heartbeat=event_pb2.Heartbeat())
 
 
 def snapshot_message(task: TaskRecord) -> event_pb2.TaskEvent:

@@ -49,6 +49,7 @@ class System:
         self._db = db
         self._database: Probe[_FromDatabase] = Probe("Postgres", self._ask_database)
         self._inference: Probe[Inference | None] = Probe("Postgres", lambda: read_inference(db))
+        self._bus = bus
         self._broker: Probe[BrokerView] | None = None
         if bus is not None:
             connected = bus
@@ -95,13 +96,24 @@ class System:
         return inference_message(seen, datetime.now(UTC))
 
     async def _look(self) -> BrokerView | None:
-        if self._broker is None:
+        if self._broker is None or self._bus is None:
             return None
         view, why = await _attempt(self._broker.read(WITHIN))
-        return view or BrokerView(connected=False, problem=why)
+        return view or _silent(self._bus, why)
 
     async def _ask_database(self) -> _FromDatabase:
         return _FromDatabase(await read_figures(self._db), await live_consumers(self._db))
+
+
+def _silent(bus: Bus, why: str) -> BrokerView:
+    """A broker that did not answer in time. A connection that is still up tells a frozen server, or a cluster without
+    its majority, from one that is gone; the bus finds out which within seconds."""
+    if not bus.jetstream:
+        return BrokerView(connected=bus.connected, problem=bus.problem)
+    return BrokerView(
+        connected=True,
+        problem=f"{why}: its server is frozen or overloaded, or its cluster has lost the majority; bring them back",
+    )
 
 
 async def _attempt(question: Awaitable[T]) -> tuple[T | None, str]:

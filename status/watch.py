@@ -6,6 +6,7 @@ A stream never holds more than one page of events: whatever waits, waits in the 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
+from datetime import datetime
 from typing import TypeVar
 from uuid import UUID
 
@@ -17,7 +18,7 @@ from headrace_core.telemetry import metrics
 from status.discovery import Discovery, Follow
 from status.filters import WatchStart
 from status.hub import Hub
-from status.messages import HEARTBEAT, gap_message, snapshot_message
+from status.messages import gap_message, heartbeat_message, snapshot_message
 from status.reads import SharedReads
 from status.watcher import Track, Watcher
 
@@ -52,7 +53,7 @@ class Watches:
                     yield event
                 return
             async with self._discovery.follow(start.wanted, watcher) as follow:
-                async for event in watch.of_filter(follow, start.after):
+                async for event in watch.of_filter(follow, start.after, start.ended_since):
                     yield event
 
 
@@ -81,12 +82,17 @@ class _Watch:
             async for event in self._step():
                 yield event
 
-    async def of_filter(self, follow: Follow, after: dict[UUID, int]) -> AsyncIterator[TaskEvent]:
-        """Until the client leaves."""
+    async def of_filter(
+        self, follow: Follow, after: dict[UUID, int], ended_since: datetime | None
+    ) -> AsyncIterator[TaskEvent]:
+        """Until the client leaves. `ended_since`: what came and went while it was away is shown, too."""
         stands = await self._stands(list(after), after)
         self._follow = follow
+        # The client knows from when on to ask again, also if it is cut off before the first event.
+        yield heartbeat_message()
         # What retention has removed since the client saw it has no more to show.
-        task_ids = list(dict.fromkeys([*stands, *await follow.unfinished()]))
+        ended = [] if ended_since is None else await follow.ended(ended_since)
+        task_ids = list(dict.fromkeys([*stands, *ended, *await follow.unfinished()]))
         for chunk in _chunks(task_ids):
             async for event in self._begin(chunk, after, stands):
                 yield event
@@ -151,7 +157,7 @@ class _Watch:
     async def _step(self) -> AsyncIterator[TaskEvent]:
         """Whatever there is now, or a heartbeat after a while of nothing."""
         if not await self._watcher.wait(self._hub.limits.heartbeat):
-            yield HEARTBEAT
+            yield heartbeat_message()
             return
         behind: list[Track] = []
         for track in self._watcher.take_ready():

@@ -60,7 +60,8 @@ class Watcher:
         """Raise the error that ends the stream, if there is one."""
         if self._failure is not None:
             # A new object for each stream that raises: exceptions collect the tracebacks of everybody who raises them.
-            raise type(self._failure)(self._failure.message, retry_after=self._failure.retry_after)
+            failure = self._failure
+            raise type(failure)(failure.message, retry_after=failure.retry_after, metadata=failure.metadata)
 
     async def wait(self, seconds: float) -> bool:
         """Wait until there is something to do; False after `seconds` of nothing. Raises as `check`."""

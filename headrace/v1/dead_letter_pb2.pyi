@@ -68,7 +68,7 @@ class DeadLetter(google.protobuf.message.Message):
     RESOLUTION_FIELD_NUMBER: builtins.int
     BUDGETS_FIELD_NUMBER: builtins.int
     id: builtins.str
-    """"<task id>-<generation>", or "<stream creation time>-<stream sequence>" where there is no task."""
+    """"<task id>-<generation>", or "<time stored, in nanoseconds>-<stream sequence>" where there is no task."""
     task_id: builtins.str
     """Empty if the message was no task."""
     generation: builtins.int

@@ -201,7 +201,9 @@ global___Gap = Gap
 
 @typing.final
 class Heartbeat(google.protobuf.message.Message):
-    """A sign of life, sent when nothing else was for heartbeat_interval (default 15 s)."""
+    """A sign of life, sent when nothing else was for heartbeat_interval (default 15 s), and first of all by a watch with a
+    filter. Its event's `time` is the server's.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -29,7 +29,7 @@ from headrace.v1 import queue_pb2 as headrace_dot_v1_dot_queue__pb2
 from headrace.v1 import task_pb2 as headrace_dot_v1_dot_task__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18headrace/v1/status.proto\x12\x0bheadrace.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17headrace/v1/event.proto\x1a\x17headrace/v1/queue.proto\x1a\x16headrace/v1/task.proto\"A\n\x0eGetTaskRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12#\n\x04view\x18\x02 \x01(\x0e\x32\x15.headrace.v1.TaskView\"2\n\x0fGetTaskResponse\x12\x1f\n\x04task\x18\x01 \x01(\x0b\x32\x11.headrace.v1.Task\"\xaf\x02\n\nTaskFilter\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05queue\x18\x03 \x01(\t\x12&\n\x06states\x18\x04 \x03(\x0e\x32\x16.headrace.v1.TaskState\x12\x33\n\x06labels\x18\x05 \x03(\x0b\x32#.headrace.v1.TaskFilter.LabelsEntry\x12\x31\n\rcreated_after\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0e\x63reated_before\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"b\n\x10ListTasksRequest\x12\'\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x17.headrace.v1.TaskFilter\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"N\n\x11ListTasksResponse\x12 \n\x05tasks\x18\x01 \x03(\x0b\x32\x11.headrace.v1.Task\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"N\n\x10WatchTaskRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x1b\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\x11\n\x0f_after_sequence\":\n\x11WatchTaskResponse\x12%\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x16.headrace.v1.TaskEvent\"\xdd\x01\n\x11WatchTasksRequest\x12\x0b\n\x03ids\x18\x01 \x03(\t\x12,\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x17.headrace.v1.TaskFilterH\x00\x88\x01\x01\x12K\n\x0f\x61\x66ter_sequences\x18\x03 \x03(\x0b\x32\x32.headrace.v1.WatchTasksRequest.AfterSequencesEntry\x1a\x35\n\x13\x41\x66terSequencesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x42\t\n\x07_filter\";\n\x12WatchTasksResponse\x12%\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x16.headrace.v1.TaskEvent\"\x18\n\x16GetSystemStatusRequest\"K\n\x17GetSystemStatusResponse\x12\x30\n\rsystem_status\x18\x01 \x01(\x0b\x32\x19.headrace.v1.SystemStatus\"\xe7\x02\n\x0cSystemStatus\x12(\n\x06health\x18\x01 \x01(\x0e\x32\x18.headrace.v1.HealthState\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12\'\n\x04mode\x18\x04 \x01(\x0e\x32\x19.headrace.v1.DispatchMode\x12\x10\n\x08problems\x18\x05 \x03(\t\x12\x17\n\x0fhas_task_stream\x18\x06 \x01(\x08\x12\x1e\n\x16has_dead_letter_stream\x18\x07 \x01(\x08\x12\x14\n\x0chas_fallback\x18\x08 \x01(\x08\x12\"\n\x06queues\x18\t \x03(\x0b\x32\x12.headrace.v1.Queue\x12.\n\tconsumers\x18\n \x03(\x0b\x32\x1b.headrace.v1.ConsumerStatus\x12(\n\x04time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x92\x01\n\x0e\x43onsumerStatus\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05kinds\x18\x02 \x03(\t\x12\x0e\n\x06queues\x18\x03 \x03(\t\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x64raining\x18\x05 \x01(\x08\x12\x0f\n\x07running\x18\x06 \x01(\r\"\x1b\n\x19GetInferenceStatusRequest\"T\n\x1aGetInferenceStatusResponse\x12\x36\n\x10inference_status\x18\x01 \x01(\x0b\x32\x1c.headrace.v1.InferenceStatus\"\xdb\x01\n\x0fInferenceStatus\x12(\n\x06health\x18\x01 \x01(\x0e\x32\x18.headrace.v1.HealthState\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0e\n\x06models\x18\x04 \x03(\t\x12\x12\n\nlast_error\x18\x05 \x01(\t\x12*\n\x07latency\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\ncheck_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*N\n\x08TaskView\x12\x19\n\x15TASK_VIEW_UNSPECIFIED\x10\x00\x12\x13\n\x0fTASK_VIEW_BASIC\x10\x01\x12\x12\n\x0eTASK_VIEW_FULL\x10\x02*\x7f\n\x0c\x44ispatchMode\x12\x1d\n\x19\x44ISPATCH_MODE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x44ISPATCH_MODE_BROKER\x10\x01\x12\x1a\n\x16\x44ISPATCH_MODE_FALLBACK\x10\x02\x12\x1a\n\x16\x44ISPATCH_MODE_POSTGRES\x10\x03*|\n\x0bHealthState\x12\x1c\n\x18HEALTH_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14HEALTH_STATE_HEALTHY\x10\x01\x12\x19\n\x15HEALTH_STATE_DEGRADED\x10\x02\x12\x1a\n\x16HEALTH_STATE_UNHEALTHY\x10\x03\x32\x85\x04\n\rStatusService\x12\x44\n\x07GetTask\x12\x1b.headrace.v1.GetTaskRequest\x1a\x1c.headrace.v1.GetTaskResponse\x12J\n\tListTasks\x12\x1d.headrace.v1.ListTasksRequest\x1a\x1e.headrace.v1.ListTasksResponse\x12L\n\tWatchTask\x12\x1d.headrace.v1.WatchTaskRequest\x1a\x1e.headrace.v1.WatchTaskResponse0\x01\x12O\n\nWatchTasks\x12\x1e.headrace.v1.WatchTasksRequest\x1a\x1f.headrace.v1.WatchTasksResponse0\x01\x12\\\n\x0fGetSystemStatus\x12#.headrace.v1.GetSystemStatusRequest\x1a$.headrace.v1.GetSystemStatusResponse\x12\x65\n\x12GetInferenceStatus\x12&.headrace.v1.GetInferenceStatusRequest\x1a\'.headrace.v1.GetInferenceStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18headrace/v1/status.proto\x12\x0bheadrace.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17headrace/v1/event.proto\x1a\x17headrace/v1/queue.proto\x1a\x16headrace/v1/task.proto\"A\n\x0eGetTaskRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12#\n\x04view\x18\x02 \x01(\x0e\x32\x15.headrace.v1.TaskView\"2\n\x0fGetTaskResponse\x12\x1f\n\x04task\x18\x01 \x01(\x0b\x32\x11.headrace.v1.Task\"\xaf\x02\n\nTaskFilter\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05queue\x18\x03 \x01(\t\x12&\n\x06states\x18\x04 \x03(\x0e\x32\x16.headrace.v1.TaskState\x12\x33\n\x06labels\x18\x05 \x03(\x0b\x32#.headrace.v1.TaskFilter.LabelsEntry\x12\x31\n\rcreated_after\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0e\x63reated_before\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"b\n\x10ListTasksRequest\x12\'\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x17.headrace.v1.TaskFilter\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"N\n\x11ListTasksResponse\x12 \n\x05tasks\x18\x01 \x03(\x0b\x32\x11.headrace.v1.Task\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"N\n\x10WatchTaskRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x1b\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\x11\n\x0f_after_sequence\":\n\x11WatchTaskResponse\x12%\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x16.headrace.v1.TaskEvent\"\xa3\x02\n\x11WatchTasksRequest\x12\x0b\n\x03ids\x18\x01 \x03(\t\x12,\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x17.headrace.v1.TaskFilterH\x00\x88\x01\x01\x12K\n\x0f\x61\x66ter_sequences\x18\x03 \x03(\x0b\x32\x32.headrace.v1.WatchTasksRequest.AfterSequencesEntry\x12\x34\n\x0b\x65nded_since\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x01\x88\x01\x01\x1a\x35\n\x13\x41\x66terSequencesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x42\t\n\x07_filterB\x0e\n\x0c_ended_since\";\n\x12WatchTasksResponse\x12%\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x16.headrace.v1.TaskEvent\"\x18\n\x16GetSystemStatusRequest\"K\n\x17GetSystemStatusResponse\x12\x30\n\rsystem_status\x18\x01 \x01(\x0b\x32\x19.headrace.v1.SystemStatus\"\xe7\x02\n\x0cSystemStatus\x12(\n\x06health\x18\x01 \x01(\x0e\x32\x18.headrace.v1.HealthState\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12\'\n\x04mode\x18\x04 \x01(\x0e\x32\x19.headrace.v1.DispatchMode\x12\x10\n\x08problems\x18\x05 \x03(\t\x12\x17\n\x0fhas_task_stream\x18\x06 \x01(\x08\x12\x1e\n\x16has_dead_letter_stream\x18\x07 \x01(\x08\x12\x14\n\x0chas_fallback\x18\x08 \x01(\x08\x12\"\n\x06queues\x18\t \x03(\x0b\x32\x12.headrace.v1.Queue\x12.\n\tconsumers\x18\n \x03(\x0b\x32\x1b.headrace.v1.ConsumerStatus\x12(\n\x04time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x92\x01\n\x0e\x43onsumerStatus\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05kinds\x18\x02 \x03(\t\x12\x0e\n\x06queues\x18\x03 \x03(\t\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x64raining\x18\x05 \x01(\x08\x12\x0f\n\x07running\x18\x06 \x01(\r\"\x1b\n\x19GetInferenceStatusRequest\"T\n\x1aGetInferenceStatusResponse\x12\x36\n\x10inference_status\x18\x01 \x01(\x0b\x32\x1c.headrace.v1.InferenceStatus\"\xdb\x01\n\x0fInferenceStatus\x12(\n\x06health\x18\x01 \x01(\x0e\x32\x18.headrace.v1.HealthState\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0e\n\x06models\x18\x04 \x03(\t\x12\x12\n\nlast_error\x18\x05 \x01(\t\x12*\n\x07latency\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\ncheck_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*N\n\x08TaskView\x12\x19\n\x15TASK_VIEW_UNSPECIFIED\x10\x00\x12\x13\n\x0fTASK_VIEW_BASIC\x10\x01\x12\x12\n\x0eTASK_VIEW_FULL\x10\x02*\x7f\n\x0c\x44ispatchMode\x12\x1d\n\x19\x44ISPATCH_MODE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x44ISPATCH_MODE_BROKER\x10\x01\x12\x1a\n\x16\x44ISPATCH_MODE_FALLBACK\x10\x02\x12\x1a\n\x16\x44ISPATCH_MODE_POSTGRES\x10\x03*|\n\x0bHealthState\x12\x1c\n\x18HEALTH_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14HEALTH_STATE_HEALTHY\x10\x01\x12\x19\n\x15HEALTH_STATE_DEGRADED\x10\x02\x12\x1a\n\x16HEALTH_STATE_UNHEALTHY\x10\x03\x32\x85\x04\n\rStatusService\x12\x44\n\x07GetTask\x12\x1b.headrace.v1.GetTaskRequest\x1a\x1c.headrace.v1.GetTaskResponse\x12J\n\tListTasks\x12\x1d.headrace.v1.ListTasksRequest\x1a\x1e.headrace.v1.ListTasksResponse\x12L\n\tWatchTask\x12\x1d.headrace.v1.WatchTaskRequest\x1a\x1e.headrace.v1.WatchTaskResponse0\x01\x12O\n\nWatchTasks\x12\x1e.headrace.v1.WatchTasksRequest\x1a\x1f.headrace.v1.WatchTasksResponse0\x01\x12\\\n\x0fGetSystemStatus\x12#.headrace.v1.GetSystemStatusRequest\x1a$.headrace.v1.GetSystemStatusResponse\x12\x65\n\x12GetInferenceStatus\x12&.headrace.v1.GetInferenceStatusRequest\x1a\'.headrace.v1.GetInferenceStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,12 +40,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TASKFILTER_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_WATCHTASKSREQUEST_AFTERSEQUENCESENTRY']._loaded_options = None
   _globals['_WATCHTASKSREQUEST_AFTERSEQUENCESENTRY']._serialized_options = b'8\001'
-  _globals['_TASKVIEW']._serialized_start=2161
-  _globals['_TASKVIEW']._serialized_end=2239
-  _globals['_DISPATCHMODE']._serialized_start=2241
-  _globals['_DISPATCHMODE']._serialized_end=2368
-  _globals['_HEALTHSTATE']._serialized_start=2370
-  _globals['_HEALTHSTATE']._serialized_end=2494
+  _globals['_TASKVIEW']._serialized_start=2231
+  _globals['_TASKVIEW']._serialized_end=2309
+  _globals['_DISPATCHMODE']._serialized_start=2311
+  _globals['_DISPATCHMODE']._serialized_end=2438
+  _globals['_HEALTHSTATE']._serialized_start=2440
+  _globals['_HEALTHSTATE']._serialized_end=2564
   _globals['_GETTASKREQUEST']._serialized_start=180
   _globals['_GETTASKREQUEST']._serialized_end=245
   _globals['_GETTASKRESPONSE']._serialized_start=247
@@ -63,25 +63,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHTASKRESPONSE']._serialized_start=865
   _globals['_WATCHTASKRESPONSE']._serialized_end=923
   _globals['_WATCHTASKSREQUEST']._serialized_start=926
-  _globals['_WATCHTASKSREQUEST']._serialized_end=1147
-  _globals['_WATCHTASKSREQUEST_AFTERSEQUENCESENTRY']._serialized_start=1083
-  _globals['_WATCHTASKSREQUEST_AFTERSEQUENCESENTRY']._serialized_end=1136
-  _globals['_WATCHTASKSRESPONSE']._serialized_start=1149
-  _globals['_WATCHTASKSRESPONSE']._serialized_end=1208
-  _globals['_GETSYSTEMSTATUSREQUEST']._serialized_start=1210
-  _globals['_GETSYSTEMSTATUSREQUEST']._serialized_end=1234
-  _globals['_GETSYSTEMSTATUSRESPONSE']._serialized_start=1236
-  _globals['_GETSYSTEMSTATUSRESPONSE']._serialized_end=1311
-  _globals['_SYSTEMSTATUS']._serialized_start=1314
-  _globals['_SYSTEMSTATUS']._serialized_end=1673
-  _globals['_CONSUMERSTATUS']._serialized_start=1676
-  _globals['_CONSUMERSTATUS']._serialized_end=1822
-  _globals['_GETINFERENCESTATUSREQUEST']._serialized_start=1824
-  _globals['_GETINFERENCESTATUSREQUEST']._serialized_end=1851
-  _globals['_GETINFERENCESTATUSRESPONSE']._serialized_start=1853
-  _globals['_GETINFERENCESTATUSRESPONSE']._serialized_end=1937
-  _globals['_INFERENCESTATUS']._serialized_start=1940
-  _globals['_INFERENCESTATUS']._serialized_end=2159
-  _globals['_STATUSSERVICE']._serialized_start=2497
-  _globals['_STATUSSERVICE']._serialized_end=3014
+  _globals['_WATCHTASKSREQUEST']._serialized_end=1217
+  _globals['_WATCHTASKSREQUEST_AFTERSEQUENCESENTRY']._serialized_start=1137
+  _globals['_WATCHTASKSREQUEST_AFTERSEQUENCESENTRY']._serialized_end=1190
+  _globals['_WATCHTASKSRESPONSE']._serialized_start=1219
+  _globals['_WATCHTASKSRESPONSE']._serialized_end=1278
+  _globals['_GETSYSTEMSTATUSREQUEST']._serialized_start=1280
+  _globals['_GETSYSTEMSTATUSREQUEST']._serialized_end=1304
+  _globals['_GETSYSTEMSTATUSRESPONSE']._serialized_start=1306
+  _globals['_GETSYSTEMSTATUSRESPONSE']._serialized_end=1381
+  _globals['_SYSTEMSTATUS']._serialized_start=1384
+  _globals['_SYSTEMSTATUS']._serialized_end=1743
+  _globals['_CONSUMERSTATUS']._serialized_start=1746
+  _globals['_CONSUMERSTATUS']._serialized_end=1892
+  _globals['_GETINFERENCESTATUSREQUEST']._serialized_start=1894
+  _globals['_GETINFERENCESTATUSREQUEST']._serialized_end=1921
+  _globals['_GETINFERENCESTATUSRESPONSE']._serialized_start=1923
+  _globals['_GETINFERENCESTATUSRESPONSE']._serialized_end=2007
+  _globals['_INFERENCESTATUS']._serialized_start=2010
+  _globals['_INFERENCESTATUS']._serialized_end=2229
+  _globals['_STATUSSERVICE']._serialized_start=2567
+  _globals['_STATUSSERVICE']._serialized_end=3084
 # @@protoc_insertion_point(module_scope)

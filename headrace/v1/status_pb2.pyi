@@ -339,6 +339,7 @@ class WatchTasksRequest(google.protobuf.message.Message):
     IDS_FIELD_NUMBER: builtins.int
     FILTER_FIELD_NUMBER: builtins.int
     AFTER_SEQUENCES_FIELD_NUMBER: builtins.int
+    ENDED_SINCE_FIELD_NUMBER: builtins.int
     @property
     def ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """At most 10,000. NOT_FOUND if any of them is no task."""
@@ -355,15 +356,26 @@ class WatchTasksRequest(google.protobuf.message.Message):
         watched also if they have ended meanwhile.
         """
 
+    @property
+    def ended_since(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """To resume the watch of a filter: matching tasks that ended at this time or later are shown as well (at most 10,000, the
+        newest), so that none is missed that was created and ended while the client was away. Take the newest `time` of an
+        event seen, less half a minute: an event's time is the start of its transaction. Only with a filter (INVALID_FIELDS).
+        """
+
     def __init__(
         self,
         *,
         ids: collections.abc.Iterable[builtins.str] | None = ...,
         filter: global___TaskFilter | None = ...,
         after_sequences: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
+        ended_since: google.protobuf.timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_filter", b"_filter", "filter", b"filter"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_filter", b"_filter", "after_sequences", b"after_sequences", "filter", b"filter", "ids", b"ids"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_ended_since", b"_ended_since", "_filter", b"_filter", "ended_since", b"ended_since", "filter", b"filter"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_ended_since", b"_ended_since", "_filter", b"_filter", "after_sequences", b"after_sequences", "ended_since", b"ended_since", "filter", b"filter", "ids", b"ids"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_ended_since", b"_ended_since"]) -> typing.Literal["ended_since"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_filter", b"_filter"]) -> typing.Literal["filter"] | None: ...
 
 global___WatchTasksRequest = WatchTasksRequest

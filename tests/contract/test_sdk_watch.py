@@ -9,6 +9,7 @@ import pytest
 
 from headrace import Client, errors
 from headrace.v1 import event_pb2, task_pb2
+from headrace.watch import COMMIT_SECONDS
 from tests.contract.scripted import (
     TASK,
     Script,
@@ -227,20 +228,33 @@ async def test_many_tasks_resume_each_where_it_was(server: ScriptedServer) -> No
     assert all(list(request.ids) == [TASK, other] for request in asked)
 
 
-async def test_a_watch_by_label_goes_on_for_ever_and_forgets_the_ended(server: ScriptedServer) -> None:
-    other = TASK.replace("1", "2")
+def at(event: event_pb2.TaskEvent, seconds: int) -> event_pb2.TaskEvent:
+    event.time.seconds = seconds
+    return event
+
+
+async def test_a_watch_by_label_goes_on_for_ever_and_asks_for_what_ended_meanwhile(server: ScriptedServer) -> None:
+    other, long_over = TASK.replace("1", "2"), TASK.replace("1", "3")
     server.script.watches += [
-        [snapshot(6, task_pb2.TASK_STATE_COMPLETED), snapshot(1, task_pb2.TASK_STATE_PENDING, other)],
-        [progress(2, 0.5, other), asyncio.Event().wait],
+        [
+            at(heartbeat(), 1_000),
+            at(snapshot(4, task_pb2.TASK_STATE_COMPLETED, long_over), 1_000),
+            at(snapshot(6, task_pb2.TASK_STATE_COMPLETED), 1_090),
+            at(snapshot(1, task_pb2.TASK_STATE_PENDING, other), 1_100),
+        ],
+        [at(progress(2, 0.5, other), 1_101), asyncio.Event().wait],
     ]
     async with (
         client_of(server.address) as client,
         asyncio.timeout(BOUND),
         aclosing(client.watch_many(labels={"run": "1"})) as events,
     ):
-        seen = [await anext(events) for _ in range(3)]
-    assert sequences(seen) == [6, 1, 2]
-    second = server.script.asked("WatchTasks")[1]
-    assert dict(second.after_sequences) == {other: 1}
+        seen = [await anext(events) for _ in range(4)]
+    assert sequences(seen) == [4, 6, 1, 2]
+    first, second = server.script.asked("WatchTasks")
+    assert not first.HasField("ended_since")
+    assert second.ended_since.seconds == 1_100 - COMMIT_SECONDS
+    # What ended before that time is not shown again, and need not be named.
+    assert dict(second.after_sequences) == {TASK: 6, other: 1}
     assert dict(second.filter.labels) == {"run": "1"}
     assert second.filter.namespace == "default"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -14,7 +16,7 @@ from headrace_core.tasks.reading import TaskFilter
 from headrace_core.tasks.submit import submit
 from status.filters import WatchStart
 from tests.factories import a_holder, a_task, submitted
-from tests.integration.status_rig import NO_SWEEP, SWEEP_ONLY, Rig, new_id, rig, run_task, sequences
+from tests.integration.status_rig import NO_SWEEP, SWEEP_ONLY, Rig, Stream, new_id, rig, run_task, sequences
 
 HOLDER = a_holder()
 RED = TaskFilter(labels=(("colour", "red"),))
@@ -26,6 +28,13 @@ def of_task(events: list[TaskEvent], task_id: UUID) -> list[TaskEvent]:
 
 def ended(event: TaskEvent) -> bool:
     return event.state_change.terminal or event.snapshot.HasField("end_time")
+
+
+async def following(status: Rig, **changes: Any) -> Stream:
+    """A watch of RED; its first word is a heartbeat."""
+    stream = status.open_with(WatchStart(wanted=RED, **changes))
+    assert (await stream.next()).HasField("heartbeat")
+    return stream
 
 
 async def red(status: Rig, **changes: object) -> UUID:
@@ -99,7 +108,7 @@ async def test_a_filter_begins_with_what_has_not_ended(database_url: str) -> Non
         over, first, second = [await red(status) for _ in range(3)]
         await run_task(status.db, HOLDER, over, outputs=0)
         await submitted(status.db, id=new_id(), labels={"colour": "blue"})
-        stream = status.open_with(WatchStart(wanted=RED))
+        stream = await following(status)
         seen = [(await stream.next()).task_id for _ in range(2)]
         assert seen == [str(second), str(first)]  # the newest first
         await stream.close()
@@ -108,8 +117,7 @@ async def test_a_filter_begins_with_what_has_not_ended(database_url: str) -> Non
 @pytest.mark.parametrize("woken", [True, False], ids=["by wakes", "without any wake"])
 async def test_a_filter_finds_tasks_that_are_created_later(database_url: str, *, woken: bool) -> None:
     async with rig(database_url, NO_SWEEP if woken else SWEEP_ONLY, heartbeat=0.2) as status:
-        stream = status.open_with(WatchStart(wanted=RED))
-        assert (await stream.next()).HasField("heartbeat")
+        stream = await following(status)
         blue = new_id()
         await submitted(status.db, id=blue, labels={"colour": "blue"})
         task_id = await red(status)
@@ -130,7 +138,7 @@ async def test_a_filter_finds_tasks_that_are_created_later(database_url: str, *,
 async def test_a_filter_shows_what_it_has_seen_end_only_once(database_url: str) -> None:
     async with rig(database_url, SWEEP_ONLY, heartbeat=0.5) as status:
         task_id = await red(status)
-        stream = status.open_with(WatchStart(wanted=RED))
+        stream = await following(status)
         assert (await stream.next()).HasField("snapshot")
         wakes = await run_task(status.db, HOLDER, task_id, outputs=0)
         assert [(await stream.next()).sequence for _ in range(2)] == [2, 3]
@@ -143,17 +151,37 @@ async def test_a_filter_resumes_tasks_that_have_ended_meanwhile(database_url: st
     async with rig(database_url) as status:
         over, open_one = await red(status), await red(status)
         await run_task(status.db, HOLDER, over, outputs=1)
-        stream = status.open_with(WatchStart(wanted=RED, after={over: 2, open_one: 1}))
+        stream = await following(status, after={over: 2, open_one: 1})
         assert [(await stream.next()).sequence for _ in range(2)] == [3, 4]
         status.wake(await run_task(status.db, HOLDER, open_one, outputs=0))
         assert [(await stream.next()).sequence for _ in range(2)] == [2, 3]
         await stream.close()
 
 
+async def test_a_filter_resumes_with_what_began_and_ended_meanwhile(database_url: str) -> None:
+    async with rig(database_url, SWEEP_ONLY, heartbeat=0.3) as status:
+        known = await red(status)
+        stream = await following(status)
+        await stream.next()
+        await run_task(status.db, HOLDER, known, outputs=0)
+        assert [(await stream.next()).sequence for _ in range(2)] == [2, 3]
+        since = stream.seen[0].time.ToDatetime(tzinfo=UTC)
+        await stream.close()
+
+        missed, blue = await red(status), await submitted(status.db, id=new_id(), labels={"colour": "blue"})
+        await run_task(status.db, HOLDER, missed, outputs=1)
+        await run_task(status.db, HOLDER, blue.id, outputs=1)
+        again = await following(status, after={known: 3}, ended_since=since)
+        event = await again.next()
+        assert (event.task_id, event.sequence, ended(event)) == (str(missed), 4, True)
+        assert (await again.next()).HasField("heartbeat")
+        await again.close()
+
+
 async def test_a_filter_follows_a_redriven_task_from_where_it_saw_it_end(database_url: str) -> None:
     async with rig(database_url) as status:
         task_id = await red(status)
-        stream = status.open_with(WatchStart(wanted=RED))
+        stream = await following(status)
         await stream.next()
         status.wake(await run_task(status.db, HOLDER, task_id, outputs=0))
         assert [(await stream.next()).sequence for _ in range(2)] == [2, 3]
@@ -173,11 +201,8 @@ async def test_a_filter_follows_a_redriven_task_from_where_it_saw_it_end(databas
 
 async def test_filters_are_limited(database_url: str) -> None:
     async with rig(database_url, max_filter_watches=1, heartbeat=0.05) as status:
-        stream = status.open_with(WatchStart(wanted=RED))
-        await stream.next()
+        stream = await following(status)
         with pytest.raises(ServerLimit):
-            await status.open_with(WatchStart(wanted=RED)).next()
+            await following(status)
         await stream.close()
-        again = status.open_with(WatchStart(wanted=RED))
-        await again.next()
-        await again.close()
+        await (await following(status)).close()

@@ -17,7 +17,7 @@ from headrace.payload import encode_payload
 from headrace.reasons import reason_name
 from headrace.v1 import event_pb2, task_pb2
 from headrace.v1.error_pb2 import Reason
-from headrace.watch import Positions, Verdict
+from headrace.watch import COMMIT_SECONDS, MOST_RESUMED, Positions, Verdict
 
 REFUSALS = [
     name.removeprefix("REASON_") for name, number in Reason.items() if 0 < number < Reason.REASON_ATTEMPTS_EXHAUSTED
@@ -56,6 +56,27 @@ def test_ended_tasks_are_forgotten_oldest_first() -> None:
     positions.judge(event(1, "snapshot", task="open"))
     positions.forget_ended(keep=2)
     assert set(positions.to_resume()) == {"3", "4", "open"}
+
+
+def test_a_watch_that_was_cut_before_any_event_knows_from_when_on_to_ask() -> None:
+    positions = Positions()
+    assert positions.ended_since == 0
+    beat = event_pb2.TaskEvent(heartbeat=event_pb2.Heartbeat())
+    beat.time.seconds = 1_000
+    positions.note_time(beat)
+    assert positions.ended_since == (1_000 - COMMIT_SECONDS) * 10**9
+    assert Positions(ended_since=7).ended_since == 7
+
+
+def test_what_is_running_comes_before_what_has_ended_where_not_all_can_be_named() -> None:
+    positions = Positions({f"open{number}": 1 for number in range(MOST_RESUMED - 1)})
+    for number in range(3):
+        ended = event(2, "snapshot", task=f"ended{number}")
+        ended.snapshot.state = task_pb2.TASK_STATE_COMPLETED
+        positions.judge(ended)
+    named = positions.to_follow()
+    assert len(named) == MOST_RESUMED
+    assert "ended2" in named
 
 
 @given(st.integers(0, 10_000), st.floats(0, 1, exclude_max=True), st.none() | st.floats(0, 60))

@@ -106,6 +106,19 @@ def test_ids_or_a_filter_and_not_both() -> None:
         assert fields(refused) == ["ids"]
 
 
+def test_ended_since_belongs_to_a_filter() -> None:
+    moment = Timestamp(seconds=1)
+    with pytest.raises(InvalidFields) as refused:
+        filters.watch_many(status_pb2.WatchTasksRequest(ids=[ID], ended_since=moment))
+    assert fields(refused) == ["ended_since"]
+    request = status_pb2.WatchTasksRequest(filter=status_pb2.TaskFilter(), ended_since=moment)
+    assert filters.watch_many(request).ended_since == datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC)
+    request.ended_since.seconds = -(2**62)
+    with pytest.raises(InvalidFields) as refused:
+        filters.watch_many(request)
+    assert fields(refused) == ["ended_since"]
+
+
 def test_repeated_ids_are_watched_once() -> None:
     assert filters.watch_many(status_pb2.WatchTasksRequest(ids=[ID, ID.upper()])).task_ids == (UUID(ID),)
 
