@@ -131,6 +131,7 @@ class HandlerDeclaration:
     batch: bool
     function: Callable[..., Any]
     input_model: type[pydantic.BaseModel] | None
+    progress_timeout: timedelta | None = None
 
 
 def handler(
@@ -140,6 +141,7 @@ def handler(
     timeout: timedelta = DEFAULT_TIMEOUT,
     execution: Execution | None = None,
     batch: bool = False,
+    progress_timeout: timedelta | None = None,
 ) -> Callable[[F], F]:
     """Declare a function `(ctx, input)` as the handler of `kind`; it stays callable.
 
@@ -150,16 +152,20 @@ def handler(
         execution: `async` for coroutine functions, `thread` for plain ones, `process` for CPU-bound or untrusted work
             (killed on timeout; a crash costs one task). None: by the function.
         batch: the function takes a list of inputs and returns a result, or an exception, for each, in order.
+        progress_timeout: how long an attempt may run without a call of `ctx.progress`, `output` or `checkpoint`; then
+            it is ended and counted as a failure. Must be positive. None: only `timeout` counts.
 
     Raises:
         ValueError: a malformed kind or queue, a timeout that is not positive.
         TypeError: an execution that the function cannot have.
     """
-    _check_names(kind, queue, timeout)
+    _check_names(kind, queue)
+    _check_times(kind, timeout, progress_timeout)
 
     def declare(function: F) -> F:
         chosen = _execution_of(function, execution, batch)
-        declaration = HandlerDeclaration(kind, queue, timeout, chosen, batch, function, input_model(function, 1))
+        model = input_model(function, 1)
+        declaration = HandlerDeclaration(kind, queue, timeout, chosen, batch, function, model, progress_timeout)
         setattr(function, _MARK, declaration)
         return function
 
@@ -176,6 +182,8 @@ class ShardedHandler:
     queue: ClassVar[str | None] = None
     timeout: ClassVar[timedelta] = DEFAULT_TIMEOUT
     """For one attempt of the plan, of a shard, of the merge."""
+    progress_timeout: ClassVar[timedelta | None] = None
+    """How long one of them may run without a report; None: only `timeout` counts. See `handler`."""
     quorum: ClassVar[float] = 1.0
     """The share of the shards that must complete, above 0 and up to 1. Below 1, `parts` may lack some."""
 
@@ -205,7 +213,8 @@ def check_sharded(handler_class: type[ShardedHandler]) -> None:
         raise ValueError(f"{name}: a ShardedHandler needs a class attribute `kind`")
     if not 0 < handler_class.quorum <= 1:
         raise ValueError(f"{name}.quorum is {handler_class.quorum}; it must be above 0 and at most 1")
-    _check_names(handler_class.kind, handler_class.queue, handler_class.timeout)
+    _check_names(handler_class.kind, handler_class.queue)
+    _check_times(handler_class.kind, handler_class.timeout, handler_class.progress_timeout)
 
 
 def input_model(function: Callable[..., Any], position: int) -> type[pydantic.BaseModel] | None:
@@ -219,13 +228,18 @@ def input_model(function: Callable[..., Any], position: int) -> type[pydantic.Ba
     return models[0] if models else None
 
 
-def _check_names(kind: str, queue: str | None, timeout: timedelta) -> None:
+def _check_names(kind: str, queue: str | None) -> None:
     if not KIND_PATTERN.fullmatch(kind):
         raise ValueError(f"kind {kind!r} does not match {KIND_PATTERN.pattern}")
     if queue is not None and not QUEUE_PATTERN.fullmatch(queue):
         raise ValueError(f"queue {queue!r} of kind {kind!r} does not match {QUEUE_PATTERN.pattern}")
+
+
+def _check_times(kind: str, timeout: timedelta, progress_timeout: timedelta | None) -> None:
     if timeout <= timedelta(0):
         raise ValueError(f"timeout {timeout} of kind {kind!r} is not positive")
+    if progress_timeout is not None and progress_timeout <= timedelta(0):
+        raise ValueError(f"progress_timeout {progress_timeout} of kind {kind!r} is not positive")
 
 
 def _execution_of(function: Callable[..., Any], asked: Execution | None, batch: bool) -> Execution:

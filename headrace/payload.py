@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import pydantic
@@ -33,6 +34,18 @@ def encode_payload(payload: Payload | None) -> bytes:
     return encoded
 
 
+def jsonable(model: pydantic.BaseModel, *, by_alias: bool = False) -> Any:
+    """`model` as JSON values. Raises ValueError for what JSON has not.
+
+    Pydantic writes NaN and infinities as null where a field's type does not say float: what was sent would not be what
+    arrives.
+    """
+    content = model.model_dump(mode="json", by_alias=by_alias)
+    if _holds(content, _is_null) and _holds(model.model_dump(), _is_no_number):
+        raise ValueError("Out of range float values are not JSON compliant: NaN or an infinity in it would become null")
+    return content
+
+
 def invalid_payload(what: str) -> InvalidFieldsError:
     """Return the error that names the field `payload`."""
     return InvalidFieldsError(f"payload: {what}", violations=[Violation("payload", what)])
@@ -42,8 +55,11 @@ def _as_object(payload: Payload | None) -> dict[str, Any]:
     if payload is None:
         return {}
     if isinstance(payload, pydantic.BaseModel):
-        # By alias: that is how the handler's model, and its registered schema, name the fields.
-        content = payload.model_dump(mode="json", by_alias=True)
+        try:
+            # By alias: that is how the handler's model, and its registered schema, name the fields.
+            content = jsonable(payload, by_alias=True)
+        except (ValueError, RecursionError) as error:
+            raise invalid_payload(f"it is no JSON: {error}") from error
         if not isinstance(content, dict):
             raise invalid_payload(f"{type(payload).__name__} is no JSON object but a {type(content).__name__}")
         return content
@@ -59,3 +75,25 @@ def _dump(content: dict[str, Any]) -> str:
         raise invalid_payload(f"it is no JSON: {error}") from error
     except RecursionError as error:
         raise invalid_payload("it is nested too deeply; the limit is 32 levels") from error
+
+
+def _is_null(value: Any) -> bool:
+    return value is None
+
+
+def _is_no_number(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _holds(value: Any, wanted: Callable[[Any], bool]) -> bool:
+    """Whether `wanted` is true of anything in a value of JSON's structure, sets and tuples included."""
+    open_values: list[Any] = [value]
+    while open_values:
+        current = open_values.pop()
+        if wanted(current):
+            return True
+        if isinstance(current, Mapping):
+            open_values.extend(current.values())
+        elif isinstance(current, list | tuple | set | frozenset):
+            open_values.extend(current)
+    return False

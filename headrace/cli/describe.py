@@ -9,6 +9,8 @@ from headrace.v1 import dead_letter_pb2, event_pb2, queue_pb2, task_pb2
 
 TASK_COLUMNS = ("ID", "KIND", "QUEUE", "STATE", "REASON", "PROGRESS", "CREATED")
 DEAD_LETTER_COLUMNS = ("ID", "QUEUE", "KIND", "REASON", "ERROR", "FAILED AT", "CLOSED")
+MAX_INTERRUPTIONS = 100
+"""The services' own limit, which no message carries: INTERRUPTED_TOO_OFTEN."""
 QUEUE_COLUMNS = ("QUEUE", "STATE", "BACKLOG", "DELAYED", "IN FLIGHT", "DEAD LETTERS", "OLDEST", "IN/S", "OUT/S")
 
 
@@ -57,7 +59,6 @@ def task_row(task: task_pb2.Task) -> tuple[str, ...]:
 
 def task_fields(task: task_pb2.Task) -> list[tuple[str, str]]:
     """Return what is worth knowing about one task, for people."""
-    budgets = task.budgets
     return [
         ("id", task.id),
         ("kind", task.kind),
@@ -67,9 +68,7 @@ def task_fields(task: task_pb2.Task) -> list[tuple[str, str]]:
         ("reason", reason_name(task.reason)),
         ("error", error_text(task.error)),
         ("progress", progress_text(task.progress)),
-        ("failures", f"{budgets.failures} of {budgets.max_attempts}" if budgets.max_attempts else ""),
-        ("crashes", f"{budgets.crashes} of {budgets.max_crashes}" if budgets.crashes else ""),
-        ("interruptions", str(budgets.interruptions or "")),
+        *budget_fields(task.budgets),
         ("generation", str(task.generation) if task.generation > 1 else ""),
         ("labels", ", ".join(f"{key}={value}" for key, value in sorted(task.labels.items()))),
         ("created", time_text(task.create_time)),
@@ -79,6 +78,16 @@ def task_fields(task: task_pb2.Task) -> list[tuple[str, str]]:
         ("ended", time_text(task.end_time)),
         ("worker", task.worker),
     ]
+
+
+def budget_fields(budgets: task_pb2.Budgets) -> list[tuple[str, str]]:
+    """Return what is used of each budget: `1 of 3`; all empty for what has none, a message that was no task."""
+    used = (
+        ("failures", budgets.failures, budgets.max_attempts),
+        ("crashes", budgets.crashes, budgets.max_crashes),
+        ("interruptions", budgets.interruptions, MAX_INTERRUPTIONS if budgets.max_attempts else 0),
+    )
+    return [(name, f"{count} of {limit}" if limit else "") for name, count, limit in used]
 
 
 def attempt_text(attempt: task_pb2.Attempt) -> str:
@@ -160,6 +169,7 @@ def dead_letter_fields(letter: dead_letter_pb2.DeadLetter) -> list[tuple[str, st
         ("namespace", letter.namespace),
         ("reason", reason_name(letter.reason)),
         ("error", error_text(letter.error)),
+        *budget_fields(letter.budgets),
         ("failed", time_text(letter.create_time)),
         ("closed", _join(_resolution(letter), time_text(letter.resolve_time))),
         ("payload", letter.payload_json.decode(errors="replace")),

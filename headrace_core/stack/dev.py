@@ -5,6 +5,7 @@ Used by `headrace dev` and by the tests: what the tests prove is what the develo
 
 import asyncio
 import contextlib
+import functools
 import json
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import Self, TextIO
 from headrace_core.settings.environment import ServiceSettings
 from headrace_core.stack.errors import StackError
 from headrace_core.stack.folder import FolderLock
-from headrace_core.stack.keeping import Backoff, Part, keep_alive
+from headrace_core.stack.keeping import Backoff, Part, keep_alive, report_consumer
 from headrace_core.stack.logs import StackLog
 from headrace_core.stack.nats import NatsServer
 from headrace_core.stack.ports import require_free
@@ -55,7 +56,8 @@ class StackOptions:
     """How a local stack is started; port 0 is any free one.
 
     `handlers` are importable modules besides the built-in kinds. `environment` is added to the inherited one for
-    every service. `working_folder` is where handler modules and headrace.toml are looked for.
+    every service, `service_environment` to the one of that name. `working_folder` is where handler modules and
+    headrace.toml are looked for.
     """
 
     data_dir: Path
@@ -67,6 +69,7 @@ class StackOptions:
     database_port: int = 0
     nats_port: int = 0
     environment: Mapping[str, str] = field(default_factory=dict)
+    service_environment: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     working_folder: Path = field(default_factory=Path.cwd)
 
 
@@ -199,6 +202,7 @@ class LocalStack:
             "HEADRACE_LISTEN": loopback(0),
             "HEADRACE_OPS_LISTEN": loopback(0),
             **settings,
+            **self.options.service_environment.get(name, {}),
         }
         if self.options.handlers:
             environment["HEADRACE_HANDLERS"] = ",".join(self.options.handlers)
@@ -242,9 +246,14 @@ class LocalStack:
 
     def _keep(self, part: Part) -> None:
         clock = asyncio.get_running_loop().time
-        keeper = asyncio.create_task(keep_alive(part, self._log, Backoff(), clock), name=f"keep-{part.name}")
+        keeping = keep_alive(part, self._log, Backoff(), clock, functools.partial(self._ended, part))
+        keeper = asyncio.create_task(keeping, name=f"keep-{part.name}")
         keeper.add_done_callback(self._kept)
         self._keepers[part.name] = keeper
+
+    async def _ended(self, part: Part) -> None:
+        if isinstance(part, Service) and part.module == "consumer":
+            await report_consumer(self.postgres.url(DATABASE), part.pid, self._log)
 
     def _kept(self, keeper: asyncio.Task[None]) -> None:
         if keeper.cancelled() or self._failed.done():

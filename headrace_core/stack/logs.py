@@ -12,7 +12,8 @@ class StackLog:
     """Appends lines to `path` and echoes them; the file before this one is kept as `<name>.1`.
 
     Safe to call from several threads. A stream that nobody reads any more is dropped and noted in the file: a
-    closed terminal must not stop the stack.
+    closed terminal must not stop the stack. Neither must a full disk: its lines are dropped and counted, for whoever
+    stops reading the output of a child stops the child.
     """
 
     def __init__(self, path: Path, echo: TextIO | None = None, max_bytes: int = MAX_LOG_BYTES) -> None:
@@ -20,7 +21,8 @@ class StackLog:
         self._echo = echo
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._file = path.open("a", encoding="utf-8", errors="backslashreplace")
+        self._file = path.open("ab", buffering=0)
+        self._dropped = 0
 
     def line(self, name: str, text: str) -> None:
         """Write one line of the part called `name`."""
@@ -35,12 +37,20 @@ class StackLog:
             self._file.close()
 
     def _write(self, text: str) -> None:
-        if self._file.tell() > self._max_bytes:
-            self._rotate()
-        self._file.write(text)
-        self._file.flush()
+        self._store(text)
         if self._echo is not None:
             self._echo_or_drop(self._echo, text)
+
+    def _store(self, text: str) -> None:
+        try:
+            if self._file.tell() > self._max_bytes:
+                self._rotate()
+            if self._dropped:
+                self._file.write(f"{'stack':<10} | {self._dropped} lines could not be written here\n".encode())
+                self._dropped = 0
+            self._file.write(text.encode("utf-8", "backslashreplace"))
+        except OSError:
+            self._dropped += 1
 
     def _echo_or_drop(self, echo: TextIO, text: str) -> None:
         try:
@@ -48,12 +58,14 @@ class StackLog:
             echo.flush()
         except (OSError, ValueError) as error:
             self._echo = None
-            self._file.write(f"{'stack':<10} | log stream is gone ({error}); this file goes on\n")
+            self._store(f"{'stack':<10} | log stream is gone ({error}); this file goes on\n")
 
     def _rotate(self) -> None:
-        self._file.close()
+        # Under the new name it is still written to until the new file is open.
         self._path.replace(self._path.with_name(self._path.name + ".1"))
-        self._file = self._path.open("a", encoding="utf-8", errors="backslashreplace")
+        fresh = self._path.open("ab", buffering=0)
+        self._file.close()
+        self._file = fresh
 
 
 def standard_error_log(path: Path) -> StackLog:

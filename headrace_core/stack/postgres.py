@@ -7,9 +7,11 @@ to 107 bytes.
 """
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 
 import psycopg
@@ -93,6 +95,23 @@ class Postgres:
         if self._child is not None:
             await self._child.kill()
 
+    def pause(self) -> None:
+        """Freeze the server, all its processes (SIGSTOP): connections stay open and nothing answers."""
+        self._send_all(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a frozen server go on."""
+        self._send_all(signal.SIGCONT)
+
+    def _send_all(self, signal_number: signal.Signals) -> None:
+        """The postmaster first: then no process joins those that are found. Each leads a session of its own."""
+        if self._child is None or self._child.returncode is not None:
+            return
+        self._child.send(signal_number)
+        for pid in _children(self._child.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal_number)
+
     async def wait(self) -> int:
         """Wait until the server ends and return its exit code."""
         assert self._child is not None, "wait() before start()"
@@ -175,6 +194,13 @@ class Postgres:
         except OSError:
             return False
         return len(lines) >= 8 and lines[0] == str(self._child.pid) and lines[7].strip() == "ready"
+
+
+def _children(parent: int) -> list[int]:
+    command = ("ps", "-A", "-o", "pid=,ppid=")
+    listed = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    pairs = (line.split() for line in listed.stdout.splitlines())
+    return [int(pid) for pid, ppid in pairs if int(ppid) == parent]
 
 
 def _initdb_arguments(folder: Path) -> list[str]:
