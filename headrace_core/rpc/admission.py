@@ -1,18 +1,25 @@
 """Who may still begin a call: counts what is running, bounds it, and closes the door for the drain."""
 
 import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from headrace_core.errors import Draining, ServerLimit
 
 # A bound, not a target: 10,000 watches and a burst of submits fit below it.
 MAX_CALLS = 20_000
+# Of one connection: half of what a server takes, so that one client cannot shut out all others.
+MAX_STREAMS_PER_CLIENT = 10_000
 
 
 class Admission:
     """The calls in progress of one server. Belongs to one event loop."""
 
-    def __init__(self, limit: int = MAX_CALLS) -> None:
+    def __init__(self, limit: int = MAX_CALLS, streams_per_client: int = MAX_STREAMS_PER_CLIENT) -> None:
         self._limit = limit
+        self._streams_per_client = streams_per_client
+        self._streams: Counter[str] = Counter()
         self._running = 0
         self.draining = asyncio.Event()
         self._idle = asyncio.Event()
@@ -40,6 +47,23 @@ class Admission:
         self._running -= 1
         if not self._running:
             self._idle.set()
+
+    @contextmanager
+    def stream_of(self, client: str) -> Iterator[None]:
+        """Count a stream of `client` (an address and port: one connection) while it is open. Raises ServerLimit."""
+        if self._streams[client] >= self._streams_per_client:
+            raise ServerLimit(
+                f"this connection has {self._streams_per_client} streams open, which is the limit for one;"
+                " watch many tasks on one stream (WatchTasks)",
+                metadata={"limit": str(self._streams_per_client)},
+            )
+        self._streams[client] += 1
+        try:
+            yield
+        finally:
+            self._streams[client] -= 1
+            if not self._streams[client]:
+                del self._streams[client]
 
     async def wait_idle(self, within: float) -> bool:
         """True as soon as nothing runs; False after `within` seconds."""

@@ -6,12 +6,14 @@ handler lookup for every call.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import inspect
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import grpc
@@ -33,29 +35,42 @@ Unary = Callable[[Any, Context], Awaitable[Any]]
 Stream = Callable[[Any, Context], AsyncIterator[Any]]
 
 
+Salvage = Callable[[bytes], Any]
+"""What can be made of bytes that the generated deserializer refuses. Raises DomainError, or DecodeError: nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Malformed:
     """Stands in for a request whose bytes are no message: grpc.aio by itself would answer UNKNOWN."""
 
-    detail: str
+    error: DomainError
 
 
 def wrapped(
-    service: str, handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]], admission: Admission
+    service: str,
+    handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]],
+    admission: Admission,
+    salvage: Mapping[str, Salvage] = MappingProxyType({}),
 ) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
-    """The same methods with everything around them. Raises TypeError for one that takes a stream of requests."""
-    return {name: _wrapped_one(f"{service}/{name}", handler, admission) for name, handler in handlers.items()}
+    """The same methods with everything around them. Raises TypeError for one that takes a stream of requests.
+
+    `salvage` has, by the method's name, what is tried with a request that cannot be parsed.
+    """
+    return {
+        name: _wrapped_one(f"{service}/{name}", handler, admission, salvage.get(name))
+        for name, handler in handlers.items()
+    }
 
 
 def _wrapped_one(
-    method: str, handler: grpc.RpcMethodHandler[Any, Any], admission: Admission
+    method: str, handler: grpc.RpcMethodHandler[Any, Any], admission: Admission, salvage: Salvage | None
 ) -> grpc.RpcMethodHandler[Any, Any]:
     if handler.request_streaming:
         raise TypeError(f"{method} takes a stream of requests; no method of Headrace does")
-    parse = _tolerant(handler.request_deserializer)
+    parse = _tolerant(method, handler.request_deserializer, salvage)
     if handler.response_streaming:
         assert handler.unary_stream is not None
-        behaviour = _guarded(method, _streamed(handler.unary_stream), admission)
+        behaviour = _guarded(method, _counted(_streamed(handler.unary_stream), admission), admission)
         return grpc.unary_stream_rpc_method_handler(
             behaviour,
             request_deserializer=parse,
@@ -70,16 +85,34 @@ def _wrapped_one(
     )
 
 
-def _tolerant(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
+def _tolerant(
+    method: str, deserializer: Callable[[bytes], Any] | None, salvage: Salvage | None
+) -> Callable[[bytes], Any]:
     assert deserializer is not None, "generated handlers bring their deserializer"
 
     def parse(data: bytes) -> Any:
         try:
             return deserializer(data)
         except DecodeError as error:
-            return Malformed(str(error))
+            refusal: DomainError = MalformedMessage(f"the bytes are no request of {method}: {error}")
+        try:
+            return salvage(data) if salvage is not None else Malformed(refusal)
+        except DomainError as error:
+            return Malformed(error)
+        except DecodeError:
+            return Malformed(refusal)
 
     return parse
+
+
+def _counted(behaviour: Unary, admission: Admission) -> Unary:
+    """A stream counts against what its client may have open."""
+
+    async def call(request: Any, context: Context) -> Any:
+        with admission.stream_of(context.peer()):
+            return await behaviour(request, context)
+
+    return call
 
 
 def _streamed(behaviour: Any) -> Unary:
@@ -106,7 +139,7 @@ def _guarded(method: str, behaviour: Unary, admission: Admission) -> Unary:
             admission.enter()
             try:
                 if type(request) is Malformed:
-                    raise MalformedMessage(f"the bytes are no request of {method}: {request.detail}")
+                    raise request.error
                 response = await behaviour(request, context)
             finally:
                 admission.leave()
@@ -151,4 +184,9 @@ def _status_of_any(error: Exception, method: str) -> status_pb2.Status:
 
 async def _abort(context: Context, status: status_pb2.Status) -> NoReturn:
     metadata = ((DETAILS_KEY, status.SerializeToString()),)
-    await context.abort(CODES[status.code], status.message, metadata)
+    try:
+        await context.abort(CODES[status.code], status.message, metadata)
+    except grpc.aio.InternalError as gone:
+        # So grpc.aio says that the call was over already. Left alone, it logs this as a defect, with a traceback.
+        log.debug("the client left before its answer", action="rpc.client_gone", status=status.message)
+        raise asyncio.CancelledError from gone

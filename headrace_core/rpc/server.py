@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc  # type: ignore[import-untyped]
 from grpc_reflection.v1alpha import reflection
 
-from headrace_core.rpc.admission import MAX_CALLS, Admission
-from headrace_core.rpc.handling import wrapped
+from headrace_core.rpc.admission import MAX_CALLS, MAX_STREAMS_PER_CLIENT, Admission
+from headrace_core.rpc.handling import Salvage, wrapped
 from headrace_core.rpc.health import Health
 from headrace_core.settings.errors import SettingsError
 from headrace_core.telemetry import logs
@@ -52,10 +53,17 @@ class GrpcServer:
     passed, is cancelled: its servicer gets CancelledError.
     """
 
-    def __init__(self, listen: str, *, name: str, max_calls: int = MAX_CALLS) -> None:
+    def __init__(
+        self,
+        listen: str,
+        *,
+        name: str,
+        max_calls: int = MAX_CALLS,
+        max_streams_per_client: int = MAX_STREAMS_PER_CLIENT,
+    ) -> None:
         self._listen = listen
         self._name = name
-        self._admission = Admission(max_calls)
+        self._admission = Admission(max_calls, max_streams_per_client)
         # Health answers through the drain, and a watch on it holds nothing up.
         self._health_admission = Admission(max_calls)
         self._health = Health()
@@ -68,17 +76,24 @@ class GrpcServer:
         """Set when the server begins to stop."""
         return self._admission.draining
 
-    def add(self, register: Register, servicer: object, full_name: str) -> None:
+    def add(
+        self,
+        register: Register,
+        servicer: object,
+        full_name: str,
+        salvage: Mapping[str, Salvage] = MappingProxyType({}),
+    ) -> None:
         """Add a service: the generated `add_XServicer_to_server`, its servicer, and its name with the package.
 
-        Raises ValueError if `register` registers another service.
+        `salvage`: by method, what is made of bytes that cannot be parsed (see `Salvage`). Raises ValueError if
+        `register` registers another service.
         """
         admission = self._health_admission if full_name == HEALTH else self._admission
         registrar = _Registrar()
         register(servicer, registrar)
         if set(registrar.found) != {full_name}:
             raise ValueError(f"{full_name} was announced, {', '.join(registrar.found)} registered")
-        self._methods[full_name] = wrapped(full_name, registrar.found[full_name], admission)
+        self._methods[full_name] = wrapped(full_name, registrar.found[full_name], admission, salvage)
         self._health.know(full_name)
 
     async def start(self) -> str:

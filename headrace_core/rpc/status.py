@@ -28,7 +28,8 @@ def status_of(error: DomainError) -> status_pb2.Status:
         _add(status, _bad_request(error.violations))
     if error.code is StatusCode.RESOURCE_EXHAUSTED:
         subject = error.metadata.get("queue", "server")
-        violation = error_details_pb2.QuotaFailure.Violation(subject=subject, description=error.reason)
+        said = f"{error.reason}: {cut(error.message, MAX_DESCRIPTION_BYTES)}"
+        violation = error_details_pb2.QuotaFailure.Violation(subject=subject, description=said)
         _add(status, error_details_pb2.QuotaFailure(violations=[violation]))
     retry_after = error.default_retry_after if error.retry_after is None else error.retry_after
     if retry_after is not None:

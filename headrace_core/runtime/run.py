@@ -8,6 +8,8 @@ import asyncio
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -24,6 +26,8 @@ from headrace_core.telemetry import logs
 
 START_SECONDS = 60.0
 STOP_SECONDS = 10.0
+# A thread or a coroutine that will not end, left behind by a handler, would keep the interpreter from ending for ever.
+LEAVE_SECONDS = 1.0
 # A drain uses its whole grace period where it must; the limit around it only catches one that forgot to look.
 DRAIN_MARGIN_SECONDS = 2.0
 
@@ -37,7 +41,8 @@ Build = Callable[[ServiceSettings], Service]
 def run(name: str, build: Build, *, default_listen: str, default_ops_listen: str = "127.0.0.1:0") -> int:
     """Run the service that `build` makes of the settings until a signal or a fatal failure; returns the exit code.
 
-    `build` is called on the running loop and may raise SettingsError, as may the service's start.
+    `build` is called on the running loop and may raise SettingsError, as may the service's start. The process is ended
+    with that code a second later if it has not ended by itself.
     """
     try:
         check_names()
@@ -47,6 +52,14 @@ def run(name: str, build: Build, *, default_listen: str, default_ops_listen: str
     except SettingsError as error:
         sys.stderr.write(f"headrace {name}: {error.message}\n")
         return BAD_SETTINGS
+
+
+def _leave(code: int) -> None:
+    time.sleep(LEAVE_SECONDS)
+    log.warning("something that ran here does not end; leaving without it", action="service.left", code=code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 class _Process:
@@ -81,6 +94,7 @@ class _Process:
             await ops.stop()
             self._retract()
         log.info("stopped", action="service.stopped", code=code)
+        threading.Thread(target=_leave, args=(code,), name="leave", daemon=True).start()
         return code
 
     async def _start(self, service: Service) -> bool:

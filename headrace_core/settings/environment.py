@@ -102,7 +102,14 @@ class ServiceSettings(BaseModel):
         default=20.0,
         ge=0.0,
         le=3600.0,
-        description="How long running work may take to finish after SIGTERM, in seconds.",
+        description="How long a service may take to stop after SIGTERM, in seconds.",
+    )
+    finish_seconds: float = Field(
+        default=2.0,
+        ge=0.0,
+        le=3600.0,
+        description="Consumer only: how long handlers that were asked to end may take to finish, in seconds, before "
+        "they are interrupted and their units handed back. Never more than the grace period allows.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="The least level that is logged."

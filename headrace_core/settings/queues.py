@@ -89,7 +89,7 @@ class QueueSettings(_Declared):
         default=1_000_000,
         ge=1,
         le=1_000_000_000,
-        description="Waiting tasks at which submits are refused (BACKLOG_FULL).",
+        description="Tasks waiting for their first start at which submits are refused (BACKLOG_FULL).",
     )
     rate_limit: float = Field(
         default=0.0, ge=0.0, le=1_000_000.0, description="Starts per second per consumer process; 0: no limit."

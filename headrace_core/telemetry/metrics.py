@@ -40,6 +40,9 @@ submitted_total = _counter("submitted_total", "Tasks accepted (committed), witho
 submit_batch_size = _histogram("submit_batch_size", "Submits that shared one commit.", BATCH_SIZES)
 published_total = _counter("published_total", "Messages stored in the stream of tasks.", "level")
 republished_total = _counter("republished_total", "Publications repeated because the stream had lost the first.")
+dead_messages_removed_total = _counter(
+    "dead_messages_removed_total", "Messages removed that were never to be delivered."
+)
 
 # -- consumer ---------------------------------------------------------------------------------------------------------
 claims_total = _counter("claims_total", "Units claimed; source is broker or postgres.", "source", "queue")
@@ -57,6 +60,9 @@ wakes_dropped_total = _counter("wakes_dropped_total", "Live hints dropped becaus
 watchers = _gauge("watchers", "Open watches.")
 watch_events_sent_total = _counter("watch_events_sent_total", "Events sent to watchers.")
 dead_letters_total = _counter("dead_letters_total", "Dead letters written.", "reason")
+dead_letters_repaired_total = _counter(
+    "dead_letters_repaired_total", "Entries that the DLQ stream lacked, or had too many: published, removed.", "how"
+)
 
 # -- every service ----------------------------------------------------------------------------------------------------
 rpc_seconds = _histogram(

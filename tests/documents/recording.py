@@ -1,13 +1,14 @@
 """The smallest context that a handler can be given: it records what the handler reports."""
 
 import asyncio
-import json
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from consumer.builtin import Analyze
+from consumer.builtin.ai.models import AnalyzeInput
 from headrace.handlers import Log
+from headrace.testing import run_sharded
 
 
 class SilentLog:
@@ -45,14 +46,7 @@ class RecordingContext:
     async def checkpoint(self, data: Any) -> None: ...
 
 
-async def analysed(handler: Analyze, input: Any, context: RecordingContext | None = None) -> dict[str, Any]:
-    """Plan, every shard, merge; each value through JSON, as the store hands it on."""
-    ctx = context or RecordingContext()
-    shards = through_json(await handler.plan(ctx, input))
-    parts = through_json([await handler.run_shard(ctx, shard) for shard in shards])
-    result: dict[str, Any] = through_json(await handler.merge(ctx, input, parts))
+async def analysed(handler: Analyze, input: AnalyzeInput) -> dict[str, Any]:
+    """The result of the whole task: plan, every shard, merge; each value through JSON, as the store hands it on."""
+    result: dict[str, Any] = (await run_sharded(handler, input)).result
     return result
-
-
-def through_json(value: Any) -> Any:
-    return json.loads(json.dumps(value, allow_nan=False))

@@ -8,9 +8,8 @@ import pytest
 
 from headrace import Client
 from headrace_core.db.pool import Database
-from headrace_core.stack.dev import Endpoints, LocalStack, StackOptions
-from tests.e2e.running import RunningStack
-from tests.fixtures.loop_thread import LoopThread
+from headrace_core.stack.dev import Endpoints
+from headrace_core.stack.testing import SteeredStack, start
 from tests.fixtures.servers import handlers_path
 
 QUEUES = """
@@ -25,26 +24,26 @@ max_batch_timeout = "1s"
 
 
 @pytest.fixture(scope="session")
-def running_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+def session_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SteeredStack]:
     folder = tmp_path_factory.mktemp("stack")
     config = folder / "headrace.toml"
     config.write_text(QUEUES, encoding="utf-8")
     environment = {"PYTHONPATH": handlers_path(), "HEADRACE_CONFIG": str(config)}
-    options = StackOptions(
+    with start(
         folder / "data", consumers=2, handlers=["workshop"], environment=environment, working_folder=folder
-    )
-    loop = LoopThread("local-stack")
-    stack = LocalStack(folder / "data", options=options)
-    loop.run(stack.__aenter__())
-    try:
-        yield RunningStack(stack, loop)
-    finally:
-        loop.run(stack.__aexit__(None, None, None))
-        loop.close()
+    ) as stack:
+        yield stack
 
 
 @pytest.fixture
-def endpoints(running_stack: RunningStack) -> Endpoints:
+def running_stack(session_stack: SteeredStack) -> Iterator[SteeredStack]:
+    """The session's stack; what a test broke is put right after it."""
+    yield session_stack
+    session_stack.run(session_stack.heal())
+
+
+@pytest.fixture
+def endpoints(running_stack: SteeredStack) -> Endpoints:
     return running_stack.stack.endpoints
 
 

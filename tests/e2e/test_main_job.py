@@ -14,7 +14,8 @@ from headrace import Client, errors
 from headrace.v1 import task_pb2
 from headrace_core.db.pool import Database
 from headrace_core.stack.dev import Endpoints
-from tests.e2e.running import RunningStack, lines_of
+from headrace_core.stack.testing import SteeredStack
+from tests.e2e.running import lines_of
 from tests.fixtures.waiting import eventually
 
 State = task_pb2.TaskState
@@ -30,7 +31,7 @@ async def delivered_count(endpoints: Endpoints) -> int:
         await connection.close()
 
 
-def metric(running_stack: RunningStack, name: str) -> float:
+def metric(running_stack: SteeredStack, name: str) -> float:
     """The sum of a metric's samples over all consumers whose line contains `name`."""
     total = 0.0
     for service_name, service in running_stack.stack.services.items():
@@ -42,7 +43,7 @@ def metric(running_stack: RunningStack, name: str) -> float:
 
 
 async def test_a_thousand_tasks_come_through_the_stream_and_every_result_is_right(
-    client: Client, db: Database, endpoints: Endpoints, running_stack: RunningStack
+    client: Client, db: Database, endpoints: Endpoints, running_stack: SteeredStack
 ) -> None:
     before = await delivered_count(endpoints)
     tasks = await client.submit_many([{"n": n} for n in range(1000)], kind="echo", labels={"run": "thousand"})

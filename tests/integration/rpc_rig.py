@@ -62,6 +62,7 @@ class Status:
 
     def __init__(self) -> None:
         self.server: GrpcServer | None = None
+        self.address = ""
         self.closed = asyncio.Event()
 
     async def WatchTask(self, request: Any, context: Any) -> AsyncIterator[Any]:
@@ -102,6 +103,8 @@ async def serving(
         status.server = server
         server.add(add_watch, status, STATUS)
     address = await server.start()
+    if status:
+        status.address = address
     server.set_serving(True)
     try:
         async with grpc.aio.insecure_channel(address) as channel:

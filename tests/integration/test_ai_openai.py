@@ -17,6 +17,7 @@ from consumer.builtin.ai.openai_backend import MAX_REPLY_CHARACTERS, OpenAIBacke
 from consumer.builtin.ai.openai_errors import retry_after
 from consumer.builtin.ai.settings import AISettings
 from headrace.handlers import NonRetryable, RetryAfter
+from headrace.testing import run_sharded
 from tests.documents.handbooks import found_among_first_three, handbook
 from tests.documents.recording import RecordingContext, analysed
 from tests.integration.inference_server import DOCUMENT, KEY, REPLY, Exchange, InferenceServer
@@ -68,17 +69,17 @@ async def failing(settings: AISettings) -> Exception:
 async def test_a_document_is_analysed_and_its_text_streams_as_output(
     server: InferenceServer, backend: OpenAIBackend
 ) -> None:
-    ctx = RecordingContext()
-    result = await analysed(Analyze(backend), given_input(), ctx)
+    run = await run_sharded(Analyze(backend), given_input())
+    result, units = run.result, [run.shards[0].attempts[0], run.merge]
     AnalyzeResult.model_validate(result)
     assert result["summary"] == "About leases and cats."
     assert result["key_points"] == ["Leases are renewed together."]
     assert result["answers"][0]["answer"] == "They sleep."
     assert "Cats sleep" in result["answers"][0]["passages"][0]["text"]
     assert (result["backend"], result["model"], result["scoring"]) == ("openai", "m", "model+bm25")
-    assert "".join(ctx.outputs).count(json.dumps(REPLY)) == 2  # the shard's and the merge's
-    assert len(ctx.outputs) > 4
-    assert ctx.usage["ai_requests"] == 2
+    assert [unit.output.count(json.dumps(REPLY)) for unit in units] == [1, 1]
+    assert all(len(unit.outputs) > 2 for unit in units)
+    assert [unit.usage["ai_requests"] for unit in units] == [1, 1]
     asked = json.dumps(server.bodies[0])
     assert server.bodies[0]["stream"] is True
     assert all(text in asked for text in (DOCUMENT, "What do cats do?", "Be brief."))

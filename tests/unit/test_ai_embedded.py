@@ -17,6 +17,7 @@ from consumer.builtin.ai.handler import EMBEDDING_TOKENS
 from consumer.builtin.ai.models import MAX_QUESTIONS, MAX_SHARDS, AnalyzeInput, AnalyzeResult
 from consumer.builtin.ai.ranking import is_prose
 from headrace.handlers import NonRetryable
+from headrace.testing import run_sharded
 from tests.documents.handbooks import Handbook, found_among_first_three, handbook
 from tests.documents.recording import RecordingContext, analysed
 
@@ -43,8 +44,8 @@ async def test_the_right_passage_is_among_the_first_three(analyze: Analyze, lang
 
 async def test_passages_carry_their_exact_place(analyze: Analyze) -> None:
     book = handbook("en")
-    ctx = RecordingContext()
-    result = await analysed(analyze, AnalyzeInput(document=book.text, questions=book.questions), ctx)
+    run = await run_sharded(analyze, AnalyzeInput(document=book.text, questions=book.questions))
+    result = run.result
     AnalyzeResult.model_validate(result)
     for answer in result["answers"]:
         assert len(answer["passages"]) == 3
@@ -57,9 +58,8 @@ async def test_passages_carry_their_exact_place(analyze: Analyze) -> None:
     assert [shard["shard"] for shard in result["shards"]] == list(range(len(result["shards"])))
     assert len(result["shards"]) > 1
     assert all(len(shard["best"]) == len(book.questions) for shard in result["shards"])
-    assert ctx.outputs
-    assert ctx.fractions[-1] == 1.0
-    assert all(0 <= fraction <= 1 for fraction in ctx.fractions)
+    assert all(shard.attempts[-1].output for shard in run.shards)
+    assert all(shard.attempts[-1].progress[-1].fraction == 1.0 for shard in run.shards)
 
 
 async def test_a_document_of_both_languages_is_answered_in_both(analyze: Analyze) -> None:

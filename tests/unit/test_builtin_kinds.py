@@ -9,12 +9,12 @@ from consumer.builtin import Analyze, echo
 from consumer.builtin.ai.models import AnalyzeInput
 from consumer.builtin.ai.settings import AISettings
 from headrace.handlers import check_sharded, declaration_of, input_model
-from tests.documents.recording import RecordingContext
+from headrace.testing import run_handler
 
 
 async def test_echo_returns_its_input_unchanged() -> None:
     payload = {"n": 9007199254740993, "nested": {"b": [1, 2.5, None, True], "a": "数据"}}
-    result = await echo(RecordingContext(), payload)
+    result = (await run_handler(echo, payload)).result
     assert result == {"n": 9007199254740993, "nested": {"b": [1, 2.5, None, True], "a": "数据"}}
     assert type(result["n"]) is int
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace_core.tasks.json_text import MAX_BYTES, MAX_DEPTH, examine, violations
+from headrace.json_text import MAX_BYTES, MAX_DEPTH, examine, violations
 
 
 def check(text: bytes | str, *, require_object: bool = True) -> list[str]:

@@ -86,6 +86,16 @@ def test_the_log_goes_to_both_and_survives_its_reader(tmp_path: Path) -> None:
     assert "three" not in text
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_does_not_stop_the_log() -> None:
+    echo = StringIO()
+    log = StackLog(Path("/dev/full"), echo)
+    log.line("postgres", "one")
+    log.line("postgres", "two")
+    log.close()
+    assert echo.getvalue().count("\n") == 2
+
+
 def test_the_log_is_bounded(tmp_path: Path) -> None:
     log = StackLog(tmp_path / "log", max_bytes=100)
     for number in range(20):
