@@ -10,9 +10,12 @@ SETUP := deploy/setup
 FILE ?=
 QUESTIONS ?=
 ARGS ?=
+JOBS ?= 3
+MINUTES ?= 3
+SEED ?=
 export PYTHON FILE QUESTIONS
 
-.PHONY: help setup demo dev test lint types generate check-generated check-stubs-floor release-image lock clean
+.PHONY: help setup demo dev test faults faults-checker lint types generate check-generated check-stubs-floor release-image lock clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)$$/\1\t\2/' \
@@ -27,8 +30,14 @@ demo: setup ## Analyse a real document on a local stack and show all of it (FILE
 dev: setup ## Run the whole stack on this machine until Ctrl-C (ARGS="--handlers my_module").
 	@$(BIN)/headrace dev $(ARGS)
 
-test: setup ## Run the tests (ARGS="tests/unit -k lease").
-	@$(BIN)/python -m pytest $(ARGS)
+test: setup ## Run the tests, some at a time (JOBS=3; ARGS="tests/unit -k lease" runs these, one by one).
+	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--numprocesses $(JOBS) --dist loadfile)
+
+faults: setup ## Prove the promises under real faults (MINUTES=3, SEED=…, ARGS="--scenario store-wiped", ARGS=--list).
+	@$(BIN)/python -m tests.faults --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+faults-checker: setup ## Prove the proof: deliberately broken services, and each is caught (about four minutes).
+	@$(BIN)/python -m pytest tests/faults -m faults $(ARGS)
 
 lint: setup ## Check style, architecture, protos, scripts.
 	@$(BIN)/ruff check .

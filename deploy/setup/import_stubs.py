@@ -13,7 +13,7 @@ def main() -> None:
     stubs = sorted(f"headrace.v1.{path.stem}" for path in (ROOT / "headrace" / "v1").glob("*_pb2*.py"))
     if not stubs:
         sys.exit(f"no generated modules in {ROOT / 'headrace' / 'v1'}; run: make generate")
-    for name in ["headrace", *stubs]:
+    for name in ["headrace", "headrace.testing.running", "headrace.testing.sharded", *stubs]:
         importlib.import_module(name)
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("protobuf", "grpcio", "pydantic"))
     print(f"headrace and {len(stubs)} generated modules import with {versions}")
