@@ -11,9 +11,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from headrace_core.db.pool import Database
-from headrace_core.errors import BacklogFull, DeadLettersFull, UnknownQueue
+from headrace_core.errors import BacklogFull, DatabaseUnavailable, DeadLettersFull, UnknownQueue
 from headrace_core.settings.queues import QueueSettings
 from headrace_core.tasks.queues import QueueLoad, read_loads
+from headrace_core.telemetry import logs
 
 REFRESH_SECONDS = 0.75
 FORCED_REFRESH_SECONDS = 0.25
@@ -23,6 +24,8 @@ LONGEST_UNCOUNTED_SECONDS = 15.0
 RETRY_AFTER = 1.0
 DEAD_LETTERS_RETRY_AFTER = 60.0
 LEASE_SECONDS = QueueSettings(name="default").lease
+
+_log = logs.get("headrace.producer.queue_loads")
 
 
 class QueueLoads:
@@ -84,9 +87,12 @@ class QueueLoads:
         await self._refresh_unless_fresh(0.0)
 
     async def keep_fresh(self) -> None:
-        """Read again and again, for ever. Raises DatabaseUnavailable; what is known stays known."""
+        """Read again and again, for ever. While Postgres is away, what is known stays known."""
         while True:
-            await self._refresh_unless_fresh(FORCED_REFRESH_SECONDS)
+            try:
+                await self._refresh_unless_fresh(FORCED_REFRESH_SECONDS)
+            except DatabaseUnavailable as error:
+                _log.warning("queue figures were not read", action="queue_loads_unread", error=error.message)
             await asyncio.sleep(REFRESH_SECONDS)
 
     async def _look_again(self, queue: str) -> QueueLoad:
