@@ -76,7 +76,7 @@ def encoded(value: Any, what: str, *, require_object: bool = False) -> bytes:
         ResultRefused: it is no JSON value (NaN and Infinity included), too large or too deep.
     """
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain).encode()
+        text = _STRICT.encode(value).encode()
     except (TypeError, ValueError, RecursionError, UnicodeEncodeError) as error:
         raise ResultRefused(f"{what} is not JSON: {error}") from error
     found = violations(text, require_object=require_object, what=what)
@@ -111,3 +111,7 @@ def _plain(value: object) -> Any:
     if isinstance(value, pydantic.BaseModel):
         return jsonable(value)
     raise TypeError(f"{type(value).__name__} is no JSON value; return a dict, a list or a pydantic model")
+
+
+# Once: json.dumps makes an encoder for each call with options of its own.
+_STRICT = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain)

@@ -26,8 +26,12 @@ MAX_QUEUED = 20_000
 MAX_UNMARKED = 50_000
 BATCH = 1000
 FULL_SECONDS = 1.0
-# Most tasks are claimed within this time, and what was claimed needs no mark.
 MARK_SECONDS = 0.5
+# Most tasks are claimed within this time, and what was claimed needs no mark: a mark costs what a claim costs. Shorter
+# than the sweep's grace period, or it would publish again what is only not marked yet.
+UNMARKED_SECONDS = 3.0
+# Beyond so many the oldest are marked sooner; they are kept in memory.
+MOST_UNMARKED = 30_000
 
 _log = logs.get("headrace.producer.publishing")
 
@@ -38,6 +42,8 @@ class _Stored(NamedTuple):
     publication: Publication
     sequence: int
     incarnation: int
+    at: float
+    """By the loop's clock."""
 
 
 class TaskPublisher:
@@ -97,7 +103,7 @@ class TaskPublisher:
         """Note in Postgres, now and then, what the stream has stored."""
         while self._publisher is not None:
             await asyncio.sleep(MARK_SECONDS)
-            await self._mark()
+            await self._mark(UNMARKED_SECONDS)
 
     async def flush(self, within: float) -> None:
         """Wait until what was offered has been published, at most `within` seconds; the rest is another replica's."""
@@ -110,7 +116,7 @@ class TaskPublisher:
     async def close(self) -> None:
         """Publish nothing more; note what is known."""
         if self._publisher is not None:
-            await self._mark()
+            await self._mark(0.0)
             await self._publisher.close()
 
     def _next_batch(self) -> list[Publication]:
@@ -136,6 +142,15 @@ class TaskPublisher:
                 reason=refused[0].reason,
             )
 
+    def _next_unmarked(self, age: float) -> list[_Stored]:
+        since = asyncio.get_running_loop().time() - age
+        batch: list[_Stored] = []
+        while self._unmarked and len(batch) < BATCH:
+            if self._unmarked[0].at > since and len(self._unmarked) <= MOST_UNMARKED:
+                break
+            batch.append(self._unmarked.popleft())
+        return batch
+
     async def _known_incarnation(self) -> int | None:
         """Of the stream, from before a publication; None if nobody can say now: then nothing is marked."""
         if self.identity is None or self.identity.incarnation is not None:
@@ -148,23 +163,24 @@ class TaskPublisher:
     def _note(self, item: Publication, result: PublishResult, sent_to: int | None) -> None:
         if result.accepted:
             if sent_to is not None:
-                self._unmarked.append(_Stored(item, result.sequence, sent_to))
+                now = asyncio.get_running_loop().time()
+                self._unmarked.append(_Stored(item, result.sequence, sent_to, now))
             metrics.published_total.labels(item.subject_suffix.rpartition(".")[2]).inc()
         elif result.outcome is PublishOutcome.FULL:
             self._full_until[item.subject_suffix] = asyncio.get_running_loop().time() + FULL_SECONDS
 
-    async def _mark(self) -> None:
-        """In batches. What was confirmed by a stream that is not the one before us may be lost: it is left unmarked.
+    async def _mark(self, age: float) -> None:
+        """Mark, in batches, what was stored `age` seconds ago, or is too much to keep.
 
-        One that Postgres did not take costs its units another publication, no more.
+        What was confirmed by a stream that is not the one before us may be lost: it is left unmarked. A batch that
+        Postgres did not take costs its units another publication, no more.
         """
         assert self.identity is not None
         if not self._unmarked and self.identity.incarnation is not None:
             return
         try:
             incarnation = await self.identity.look()
-            while self._unmarked:
-                batch = [self._unmarked.popleft() for _ in range(min(BATCH, len(self._unmarked)))]
+            while batch := self._next_unmarked(age):
                 same = [(item.publication, item.sequence) for item in batch if item.incarnation == incarnation]
                 await mark_published(self._db, incarnation, same)
         except (BusError, DatabaseUnavailable) as error:

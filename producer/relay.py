@@ -7,6 +7,7 @@ that skip what another holds, and every statement is conditional on the state th
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
@@ -33,8 +34,9 @@ from producer.redrive import Redrive
 
 SWEEP_SECONDS = 0.25
 SWEEP_BATCH = 1000
-# Long enough that a publication which is under way is rarely repeated; a lost one waits this long.
-GRACE_SECONDS = 2.0
+# Long enough that a publication which is under way is rarely repeated, and that most are claimed and need no mark. One
+# that was lost with its producer waits this long, or as long as idle consumers do before they look by themselves.
+GRACE_SECONDS = 5.0
 DEADLINE_SECONDS = 1.0
 DEADLINE_BATCH = 500
 DEAD_LETTER_SECONDS = 1.0
@@ -105,8 +107,8 @@ class Relay:
         """After a commit: publish what is due now, tell the watchers. Called by the group commit; never blocks."""
         tasks = [submitted.task for submitted in accepted]
         self._loads.note_accepted(task.queue for task in tasks)
-        for task in tasks:
-            metrics.submitted_total.labels(task.kind, task.queue).inc()
+        for (kind, queue), number in Counter((task.kind, task.queue) for task in tasks).items():
+            metrics.submitted_total.labels(kind, queue).inc(number)
         self._publisher.offer(
             [
                 of_submitted(task)

@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 from headrace_core.db.errors import DataRejected
 from headrace_core.db.pool import Database
@@ -41,20 +40,33 @@ Answer = Submitted | InvalidFields
 _log = logs.get("headrace.producer.submit")
 
 
-@dataclass(eq=False, slots=True)
-class _Entry:
-    """A task that waits for its commit, and the caller's side of it."""
+class _Call:
+    """The tasks of one call, which may go with several commits, and the caller's side of them."""
 
-    task: NewTask
-    answer: asyncio.Future[Answer] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    __slots__ = ("_missing", "answers", "done", "taken", "tasks")
 
-    def resolve(self, answer: Answer) -> None:
-        if not self.answer.done():
-            self.answer.set_result(answer)
+    def __init__(self, tasks: Sequence[NewTask]) -> None:
+        self.tasks = tasks
+        self.taken = 0
+        """How many of them have gone with a commit."""
+        self.answers: list[Answer | None] = [None] * len(tasks)
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Has a result once every answer is there; cancelled when the caller has gone."""
+        self._missing = len(tasks)
+
+    def resolve(self, index: int, answer: Answer) -> None:
+        self.answers[index] = answer
+        self._missing -= 1
+        if not self._missing and not self.done.done():
+            self.done.set_result(None)
 
     def fail(self, error: Exception) -> None:
-        if not self.answer.done():
-            self.answer.set_exception(error)
+        if not self.done.done():
+            self.done.set_exception(error)
+
+
+_Place = tuple[_Call, int]
+"""A task within its call."""
 
 
 class GroupCommit:
@@ -66,7 +78,8 @@ class GroupCommit:
     def __init__(self, db: Database, on_committed: Callable[[list[Submitted]], None]) -> None:
         self._db = db
         self._on_committed = on_committed
-        self._waiting: deque[_Entry] = deque()
+        self._calls: deque[_Call] = deque()
+        self._waiting = 0
         self._waiting_bytes = 0
         self._commits: set[asyncio.Task[None]] = set()
         self._pace = _Pace()
@@ -80,11 +93,12 @@ class GroupCommit:
             ServerLimit: too many submits are waiting already; none of these was taken.
         """
         self._admit(tasks, within)
-        entries = [_Entry(task) for task in tasks]
-        self._waiting.extend(entries)
-        self._waiting_bytes += sum(len(task.payload) for task in tasks)
+        call = _Call(tasks)
+        self._calls.append(call)
+        self._waiting += len(tasks)
+        self._waiting_bytes += _bytes_of(tasks)
         self._start_commits()
-        return await _answers(entries, within)
+        return await _answers(call, within)
 
     async def close(self) -> None:
         """Wait for the commits that are under way; each ends within COMMIT_SECONDS."""
@@ -93,7 +107,7 @@ class GroupCommit:
 
     def _admit(self, tasks: Sequence[NewTask], within: float) -> None:
         """Refuse what there is no room for, and what would not be committed in time. Raises ServerLimit."""
-        waiting, size = len(self._waiting), self._waiting_bytes + sum(len(task.payload) for task in tasks)
+        waiting, size = self._waiting, self._waiting_bytes + _bytes_of(tasks)
         if waiting + len(tasks) > MAX_WAITING:
             raise _full(f"{waiting} submits are waiting for Postgres; at most {MAX_WAITING} may", MAX_WAITING)
         if size > MAX_WAITING_BYTES:
@@ -108,32 +122,44 @@ class GroupCommit:
             raise _full(said, MAX_WAITING, retry_after=seconds)
 
     def _start_commits(self) -> None:
-        if not self._commits or (len(self._commits) < MAX_COMMITS and len(self._waiting) >= WORTH_A_COMMIT):
-            commit = asyncio.create_task(self._commit_while_waiting(), name="group-commit")
-            self._commits.add(commit)
-            commit.add_done_callback(self._commits.discard)
+        if not self._commits or (len(self._commits) < MAX_COMMITS and self._waiting >= WORTH_A_COMMIT):
+            self._commits.add(asyncio.create_task(self._commit_while_waiting(), name="group-commit"))
 
     async def _commit_while_waiting(self) -> None:
-        while batch := self._next_batch():
-            try:
-                await self._commit(batch)
-            except Exception as error:  # noqa: BLE001 - whatever it was, its callers must hear of it
-                for entry in batch:
-                    entry.fail(error)
+        try:
+            while batch := self._next_batch():
+                await self._commit_or_fail(batch)
+        finally:
+            # Without an await since nothing was waiting: a call that comes after this starts a commit of its own. A
+            # callback of the task would run later, and a call in between would wait for a commit that has ended.
+            if task := asyncio.current_task():
+                self._commits.discard(task)
 
-    def _next_batch(self) -> list[_Entry]:
-        """Up to MAX_BATCH entries; those whose callers have gone are left out, nobody would learn of them."""
-        batch: list[_Entry] = []
+    async def _commit_or_fail(self, batch: list[_Place]) -> None:
+        try:
+            await self._commit(batch)
+        except Exception as error:  # noqa: BLE001 - whatever it was, its callers must hear of it
+            for call, _ in batch:
+                call.fail(error)
+
+    def _next_batch(self) -> list[_Place]:
+        """Up to MAX_BATCH tasks; those whose callers have gone are left out, nobody would learn of them."""
+        batch: list[_Place] = []
         size = 0
-        while self._waiting and len(batch) < MAX_BATCH and size < MAX_BATCH_BYTES:
-            entry = self._waiting.popleft()
-            self._waiting_bytes -= len(entry.task.payload)
-            if not entry.answer.done():
-                batch.append(entry)
-                size += len(entry.task.payload)
+        while self._calls and len(batch) < MAX_BATCH and size < MAX_BATCH_BYTES:
+            call = self._calls[0]
+            task = call.tasks[call.taken]
+            self._waiting -= 1
+            self._waiting_bytes -= len(task.payload)
+            if not call.done.done():
+                batch.append((call, call.taken))
+                size += len(task.payload)
+            call.taken += 1
+            if call.taken == len(call.tasks):
+                self._calls.popleft()
         return batch
 
-    async def _commit(self, batch: list[_Entry]) -> None:
+    async def _commit(self, batch: list[_Place]) -> None:
         try:
             with self._pace.measured():
                 accepted = await self._commit_until_known(batch)
@@ -142,11 +168,11 @@ class GroupCommit:
             return
         metrics.submit_batch_size.observe(len(batch))
         self._on_committed([submitted for submitted in accepted if submitted.created])
-        for entry, submitted in zip(batch, accepted, strict=True):
-            entry.resolve(submitted)
+        for (call, index), submitted in zip(batch, accepted, strict=True):
+            call.resolve(index, submitted)
 
-    async def _commit_until_known(self, batch: list[_Entry]) -> list[Submitted]:
-        tasks = [entry.task for entry in batch]
+    async def _commit_until_known(self, batch: list[_Place]) -> list[Submitted]:
+        tasks = [call.tasks[index] for call, index in batch]
         clock = asyncio.get_running_loop().time
         deadline = clock() + COMMIT_SECONDS
         while True:
@@ -158,14 +184,15 @@ class GroupCommit:
                 _log.warning("a commit is repeated", action="commit_repeated", tasks=len(tasks))
             await asyncio.sleep(REPEAT_SECONDS)
 
-    async def _split(self, batch: list[_Entry], error: DataRejected) -> None:
+    async def _split(self, batch: list[_Place], error: DataRejected) -> None:
         """Postgres refused the data of one of them: halve until it stands alone, so that it fails no
         neighbour.
         """
         if len(batch) == 1:
             _log.error("Postgres refused a checked task", action="submit_rejected", sqlstate=error.sqlstate)
             violation = Violation("payload_json", f"Postgres refuses the data (SQLSTATE {error.sqlstate})")
-            batch[0].resolve(InvalidFields.of([violation]))
+            call, index = batch[0]
+            call.resolve(index, InvalidFields.of([violation]))
             return
         middle = len(batch) // 2
         for half in (batch[:middle], batch[middle:]):
@@ -197,21 +224,18 @@ class _Pace:
             self._usual += LATEST * (time.monotonic() - started - self._usual)
 
 
-async def _answers(entries: Sequence[_Entry], within: float) -> list[Answer]:
+async def _answers(call: _Call, within: float) -> list[Answer]:
+    """Whoever stops waiting cancels the call: what is not committed yet is left out."""
     try:
         async with asyncio.timeout(within):
-            return [await entry.answer for entry in entries]
+            await call.done
     except TimeoutError as error:
         raise _unknown_outcome() from error
-    finally:
-        for entry in entries:
-            _forget(entry.answer)
+    return [answer for answer in call.answers if answer is not None]
 
 
-def _forget(answer: asyncio.Future[Answer]) -> None:
-    """Nobody waits any more: what is not committed yet is left out, and an error needs no other reader."""
-    if not answer.cancel() and not answer.cancelled():
-        answer.exception()
+def _bytes_of(tasks: Sequence[NewTask]) -> int:
+    return sum(len(task.payload) for task in tasks)
 
 
 def _full(said: str, limit: int, retry_after: float = RETRY_AFTER) -> ServerLimit:

@@ -36,6 +36,8 @@ DEFAULT_NAMESPACE = "default"
 _NAME = re.compile(r"[a-z0-9_-]{1,64}")
 _KIND = re.compile(r"[a-zA-Z0-9._-]{1,128}")
 _LABEL_KEY = re.compile(r"[a-zA-Z0-9._/-]{1,64}")
+# json.dumps makes an encoder for each call with options of its own.
+_COMPACT = json.JSONEncoder(separators=(",", ":"))
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -186,7 +188,7 @@ def _fingerprint(message: producer_pb2.SubmitTaskRequest, payload: bytes) -> byt
         message.max_attempts if message.HasField("max_attempts") else None,
         message.WhichOneof("input"),
     ]
-    digest = hashlib.sha256(json.dumps(head, separators=(",", ":")).encode())
+    digest = hashlib.sha256(_COMPACT.encode(head).encode())
     digest.update(b"\0")
     digest.update(payload)
     return digest.digest()

@@ -1,5 +1,6 @@
 """From records of the database to messages of the API: the one place that knows both spellings."""
 
+import functools
 import json
 from datetime import UTC, datetime
 from typing import Any
@@ -148,8 +149,12 @@ def error_message(error: bytes | None) -> task_pb2.TaskError | None:
     )
 
 
+@functools.lru_cache(maxsize=256)
 def timestamp(moment: datetime | None) -> Timestamp | None:
-    """An aware datetime, exact to the microsecond; None stays None."""
+    """An aware datetime, exact to the microsecond; None stays None. Never change the answer: it is shared.
+
+    All tasks of one commit were created at one moment.
+    """
     if moment is None:
         return None
     passed = moment - EPOCH

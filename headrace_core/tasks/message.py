@@ -19,7 +19,7 @@ def parse(body: bytes) -> Delivered | None:
         Malformed: it is neither.
     """
     try:
-        content = json.loads(body)
+        content = json.loads(body.decode())
         if "probe" in content:
             return None
         return Delivered(UnitId(UUID(content["task"]), int(content["unit"])), int(content["dispatch"]))

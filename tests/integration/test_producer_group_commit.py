@@ -55,6 +55,13 @@ async def test_a_batch_larger_than_a_commit_is_answered_in_order(db: Database) -
     await commits.close()
 
 
+async def test_a_call_that_comes_as_a_commit_ends_starts_another(db: Database) -> None:
+    commits = GroupCommit(db, lambda _: None)
+    for _ in range(20):
+        await commits.submit([a_task()], within=5)
+    await commits.close()
+
+
 async def test_a_lone_task_waits_for_nobody_and_a_crowd_shares_commits(db: Database) -> None:
     commits = GroupCommit(db, lambda _: None)
     await asyncio.gather(*(commits.submit([a_task()], within=20) for _ in range(300)))

@@ -102,7 +102,7 @@ async def test_a_caller_that_leaves_before_its_commit_leaves_nothing_behind(prod
     await producer.submit(idempotency_key="before")
     wire.hold()
     calls = [asyncio.ensure_future(producer.tasks.SubmitTask(request(f"k{i}"), timeout=10)) for i in range(20)]
-    await eventually(lambda: len(producer.service._commits._waiting) >= 1)
+    await eventually(lambda: producer.service._commits._waiting >= 1)
     for call in calls:
         call.cancel()
     await asyncio.gather(*calls, return_exceptions=True)
