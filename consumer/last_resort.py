@@ -9,7 +9,6 @@ and the renewal of the leases: then a takeover follows, and the process ends by 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import os
 import signal
 import sys
@@ -123,4 +122,4 @@ def _handed_back(unit: ClaimedUnit) -> Settlement:
     settlement = interrupt(unit.lease, unit.interruptions, Interrupted(CAUSE))
     # Nobody here can publish it; what is due later counts as never offered, and the relay takes it then. Not before
     # this process has gone: the broker would deliver to its pull requests.
-    return dataclasses.replace(settlement, due_in=GONE_SECONDS) if isinstance(settlement, Reschedule) else settlement
+    return settlement._replace(due_in=GONE_SECONDS) if isinstance(settlement, Reschedule) else settlement

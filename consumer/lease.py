@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from headrace_core.db.pool import Database
 from headrace_core.errors import DatabaseUnavailable
@@ -49,11 +49,12 @@ class LeaseKeeper:
         with self._lock:
             self._held[unit.lease.unit_id] = unit
 
-    def release(self, lease: Lease) -> None:
-        """Renew it no more. Idempotent; another lease of the same unit stays."""
+    def release(self, leases: Iterable[Lease]) -> None:
+        """Renew them no more. Idempotent; another lease of the same unit stays."""
         with self._lock:
-            if self._holds(lease):
-                del self._held[lease.unit_id]
+            for lease in leases:
+                if self._holds(lease):
+                    del self._held[lease.unit_id]
 
     def held(self) -> list[ClaimedUnit]:
         """Whose leases are renewed. May be called from any thread."""

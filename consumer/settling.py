@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+from consumer.attempt import Attempt
 from headrace_core.db.errors import DataRejected
 from headrace_core.db.pool import Database
 from headrace_core.errors import DatabaseUnavailable
@@ -27,16 +28,28 @@ log = logs.get(__name__)
 @dataclass(slots=True)
 class _Waiting:
     settlement: Settlement
-    answer: asyncio.Future[Settled]
+    attempt: Attempt
+    answered: bool = False
 
 
 class Settler:
-    """Settles one batch after the other. `on_settled` is told of every commit, before the answers."""
+    """Settles one batch after the other.
 
-    def __init__(self, database: Database, sharded: Sequence[str], on_settled: Callable[[Settlements], None]) -> None:
+    `on_settled` is told of every commit, before `on_answers` hears for each attempt whether its lease still held: once
+    for a batch, because what follows (acknowledgements, leases) costs less for many at once.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        sharded: Sequence[str],
+        on_settled: Callable[[Settlements], None],
+        on_answers: Callable[[Sequence[tuple[Attempt, Settled]]], Awaitable[None]],
+    ) -> None:
         self._database = database
         self._sharded = sharded
         self._on_settled = on_settled
+        self._on_answers = on_answers
         self._waiting: list[_Waiting] = []
         self._arrived = asyncio.Event()
         self._in_flight = 0
@@ -46,13 +59,10 @@ class Settler:
         """Settlements that are not committed yet: what the intake limits itself by."""
         return len(self._waiting) + self._in_flight
 
-    async def settle(self, settlement: Settlement) -> Settled:
-        """Settle, however long Postgres is away; the answer says whether the lease still held."""
-        answer = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(settlement, answer))
+    def settle(self, attempt: Attempt, settlement: Settlement) -> None:
+        """Settle it soon, however long Postgres is away."""
+        self._waiting.append(_Waiting(settlement, attempt))
         self._arrived.set()
-        settled: Settled = await answer
-        return settled
 
     async def run(self) -> None:
         """Settle what arrives. A background task; a batch that it fails with is taken up by its next start."""
@@ -81,7 +91,7 @@ class Settler:
         return self._waiting[:MAX_BATCH]
 
     def _take_back(self, batch: list[_Waiting]) -> None:
-        self._waiting[:0] = [item for item in batch if not item.answer.done()]
+        self._waiting[:0] = [item for item in batch if not item.answered]
         self._arrived.set()
 
     async def _settle_batch(self, batch: list[_Waiting]) -> None:
@@ -92,9 +102,10 @@ class Settler:
             return
         self._on_settled(settlements)
         _count([item.settlement for item in batch], settlements.answers)
-        for item, answer in zip(batch, settlements.answers, strict=True):
-            if not item.answer.done():
-                item.answer.set_result(answer)
+        for item in batch:
+            item.answered = True
+        answers = zip(batch, settlements.answers, strict=True)
+        await self._on_answers([(item.attempt, answer) for item, answer in answers])
 
     async def _settle_apart(self, batch: list[_Waiting], error: DataRejected) -> None:
         """A row of the batch is bad: halve it until that one stands alone, which then fails for good (rule 11)."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import functools
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from uuid import UUID
 
 from consumer.attempt import GIVE_UP_SECONDS, Attempt, Cause
@@ -16,7 +15,7 @@ from consumer.lease import LeaseKeeper
 from consumer.registry import Registry
 from consumer.reporting import Reporter
 from consumer.settling import Settler
-from headrace_core.bus.puller import Message
+from headrace_core.bus.puller import Message, acknowledge
 from headrace_core.db.pool import Database
 from headrace_core.errors import DatabaseUnavailable
 from headrace_core.settings.queues import QueueSettings
@@ -118,7 +117,7 @@ class Units:
         """Wait until nothing runs and everything is settled, at most `within` seconds."""
         try:
             async with asyncio.timeout(max(within, 0)):
-                while self._tasks:
+                while self._attempts:
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
@@ -144,7 +143,7 @@ class Units:
             _ask(attempt)
         task = asyncio.get_running_loop().create_task(self._live(attempt, slots), name="unit")
         self._tasks.add(task)
-        task.add_done_callback(functools.partial(self._forget, attempt))
+        task.add_done_callback(functools.partial(self._ended, attempt))
 
     async def _live(self, attempt: Attempt, slots: Slots) -> None:
         try:
@@ -154,9 +153,19 @@ class Units:
         if outcome is None:
             metrics.attempts_total.labels("lost").inc()
             self._reporter.forget(attempt.unit.lease)
+            self._forget([attempt])
             return
         metrics.attempts_total.labels(type(outcome).__name__.lower()).inc()
-        await _acknowledge(attempt, await self._record(attempt, outcome))
+        await self._record(attempt, outcome)
+
+    async def settled(self, answers: Sequence[tuple[Attempt, Settled]]) -> None:
+        """A batch of settlements is committed.
+
+        Acknowledged is what was applied. Not after a fenced settlement: the message may be another's by now (rule 5).
+        """
+        self._forget([attempt for attempt, _ in answers])
+        done = [attempt.message for attempt, answer in answers if answer.applied and attempt.message is not None]
+        await acknowledge(done)
 
     async def _run(self, attempt: Attempt) -> Outcome | None:
         try:
@@ -174,14 +183,14 @@ class Units:
 
     async def _fetch_parts(self, attempt: Attempt) -> None:
         payload, attempt.parts = await merge_input(self._database, attempt.unit.lease.unit_id.task_id)
-        attempt.unit = dataclasses.replace(attempt.unit, payload=payload)
+        attempt.unit = attempt.unit._replace(payload=payload)
 
-    async def _record(self, attempt: Attempt, outcome: Outcome) -> Settled:
+    async def _record(self, attempt: Attempt, outcome: Outcome) -> None:
         attempt.settling = True
         await self._reporter.flush(attempt.unit.lease)
         backoff = self._queues[attempt.unit.queue].backoff
         jitter = random.uniform(-1.0, 1.0)  # noqa: S311 - it spreads load, it guards nothing
-        return await self._settler.settle(decide(attempt.unit, outcome, backoff, jitter))
+        self._settler.settle(attempt, decide(attempt.unit, outcome, backoff, jitter))
 
     def _free(self, attempt: Attempt, slots: Slots) -> None:
         """Give the slot back, or leave it with a handler that would not end until it does."""
@@ -199,14 +208,21 @@ class Units:
         self._stuck -= 1
         slots.release()
 
-    def _forget(self, attempt: Attempt, task: asyncio.Task[None]) -> None:
+    def _ended(self, attempt: Attempt, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        self._leases.release(attempt.unit.lease)
-        if self._attempts.get(attempt.unit.lease.unit_id) is attempt:
-            del self._attempts[attempt.unit.lease.unit_id]
-        self._changed.set()
-        if not task.cancelled() and (error := task.exception()):
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
             log.error("a unit was not settled; its lease runs out", action="unit.failed", exc_info=error)
+        if task.cancelled() or error is not None:
+            self._forget([attempt])
+
+    def _forget(self, attempts: Sequence[Attempt]) -> None:
+        """They are nothing of ours any more."""
+        self._leases.release(attempt.unit.lease for attempt in attempts)
+        for attempt in attempts:
+            if self._attempts.get(attempt.unit.lease.unit_id) is attempt:
+                del self._attempts[attempt.unit.lease.unit_id]
+        self._changed.set()
 
 
 def _ask(attempt: Attempt) -> None:
@@ -215,8 +231,3 @@ def _ask(attempt: Attempt) -> None:
     else:
         attempt.end(Cause.DRAINING, GIVE_UP_SECONDS)
 
-
-async def _acknowledge(attempt: Attempt, settled: Settled) -> None:
-    """After the commit. Not after a fenced settlement: the message may be another's by now (rule 5)."""
-    if settled.applied and attempt.message is not None:
-        await attempt.message.ack()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from consumer.announcing import Announcer
+from consumer.attempt import Attempt
 from consumer.broker import BrokerSide
 from consumer.execution.executions import Executions
 from consumer.execution.processes import WorkerSettings
@@ -29,7 +30,7 @@ from headrace_core.db.pool import Database
 from headrace_core.runtime.supervisor import Supervisor
 from headrace_core.settings.environment import ServiceSettings
 from headrace_core.settings.queues import QueueSettings
-from headrace_core.tasks.model import ClaimedUnit, Holder, Lease
+from headrace_core.tasks.model import ClaimedUnit, Holder, Lease, Settled
 from headrace_core.telemetry import logs
 
 BEATS_PER_ACK_WAIT = 2
@@ -58,7 +59,7 @@ class Works:
         self.announcer = Announcer(self._broker)
         self._leases = LeaseKeeper(settings.database_url, min(queue.lease for queue in queues.values()), self._lost)
         self._reporter = Reporter(database, holder.sharded, self.announcer.wakes, self._lost)
-        self._settler = Settler(database, holder.sharded, self.announcer.settled)
+        self._settler = Settler(database, holder.sharded, self.announcer.settled, self._answered)
         self._executions = self._make_executions(settings, registry)
         self.units = Units(database, registry, queues, self._executions, self._leases, self._reporter, self._settler)
         declaration = declared(queues.values(), names) if settings.create_queues else None
@@ -134,6 +135,9 @@ class Works:
             on_message,
             functools.partial(broker.malformed.note, queue),
         )
+
+    async def _answered(self, answers: Sequence[tuple[Attempt, Settled]]) -> None:
+        await self.units.settled(answers)
 
     def _lost(self, leases: list[Lease]) -> None:
         self.units.lost(leases)

@@ -26,6 +26,7 @@ from headrace_core.db.errors import DatabaseUnavailable, is_repeatable, is_short
 Row = dict[str, Any]
 Params = Mapping[str, Any]
 T = TypeVar("T")
+Connection = AsyncConnection[Row]
 
 # For the idle connections of a pool: without them those to a host that is gone would be found out one by one.
 KEEPALIVE = {
@@ -48,18 +49,16 @@ class _JsonText(psycopg.adapt.Loader):
 class Transaction:
     """Statements within one transaction."""
 
-    def __init__(self, connection: AsyncConnection[Row]) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     async def fetch(self, sql: str, params: Params = {}) -> list[Row]:  # noqa: B006 (never changed)
         """Run a statement that returns rows."""
-        cursor = await self._connection.execute(sql.encode(), params)
-        return await cursor.fetchall()
+        return await _only(self._connection, sql, params)
 
     async def execute(self, sql: str, params: Params = {}) -> int:  # noqa: B006 (never changed)
         """Run a statement; how many rows it changed."""
-        cursor = await self._connection.execute(sql.encode(), params)
-        return cursor.rowcount
+        return await _changed(self._connection, sql, params)
 
 
 class Database:
@@ -106,10 +105,17 @@ class Database:
             DatabaseUnavailable: no answer within `timeout` seconds, or the connection was lost.
             DataRejected: the data of the statement is bad.
         """
-        return await self.run(lambda tx: tx.fetch(sql, params), timeout=timeout)
+        return await self._bounded(lambda connection: _only(connection, sql, params), timeout)
+
+    async def execute(self, sql: str, params: Params = {}, *, timeout: float = 5.0) -> int:  # noqa: B006
+        """Run one statement in a transaction of its own; how many rows it changed. Raises as `fetch`."""
+        return await self._bounded(lambda connection: _changed(connection, sql, params), timeout)
 
     async def run(self, work: Callable[[Transaction], Awaitable[T]], *, timeout: float = 5.0) -> T:
         """Run `work` in one transaction and commit. Raises as `fetch`; the outcome is then unknown."""
+        return await self._bounded(lambda connection: _within(connection, work), timeout)
+
+    async def _bounded(self, work: Callable[[Connection], Awaitable[T]], timeout: float) -> T:
         deadline = _now() + timeout
         try:
             return await self._run_until_settled(work, deadline)
@@ -127,7 +133,7 @@ class Database:
             self._shortage = str(translated)
             self._shortage_until = _now() + SHORTAGE_SECONDS
 
-    async def _run_until_settled(self, work: Callable[[Transaction], Awaitable[T]], deadline: float) -> T:
+    async def _run_until_settled(self, work: Callable[[Connection], Awaitable[T]], deadline: float) -> T:
         for _ in range(_MAX_REPEATS):
             try:
                 return await self._run_once(work, deadline)
@@ -136,12 +142,11 @@ class Database:
                     raise
         raise DatabaseUnavailable(f"a transaction was given up after {_MAX_REPEATS} deadlocks in a row")
 
-    async def _run_once(self, work: Callable[[Transaction], Awaitable[T]], deadline: float) -> T:
+    async def _run_once(self, work: Callable[[Connection], Awaitable[T]], deadline: float) -> T:
         connection = await self._connection(deadline)
         cut = asyncio.get_running_loop().call_at(deadline, _cut, connection)
         try:
-            async with connection:  # commits or rolls back, both before the cut is called off
-                return await work(Transaction(connection))
+            return await work(connection)
         finally:
             cut.cancel()
             await self._pool.putconn(connection)
@@ -159,12 +164,33 @@ class Database:
 _MAX_REPEATS = 8
 
 
+async def _only(connection: Connection, sql: str, params: Params) -> list[Row]:
+    """One statement; outside a transaction it is one by itself, in one round trip."""
+    cursor = await connection.execute(sql.encode(), params)
+    return await cursor.fetchall()
+
+
+async def _changed(connection: Connection, sql: str, params: Params) -> int:
+    return (await connection.execute(sql.encode(), params)).rowcount
+
+
+async def _within(connection: Connection, work: Callable[[Transaction], Awaitable[T]]) -> T:
+    async with connection.transaction():
+        return await work(Transaction(connection))
+
+
+# A plan is kept for as long as a connection lives, and statistics are a minute old at best. One that was made while the
+# tables were empty, or waiting tasks few, reads all of a million rows for each batch. So joins go from the few to the
+# many by an index, always: every statement of ours is written for that (docs/decisions/0011-plans-by-index.md).
+_BY_INDEX = "-c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off -c enable_material=off"
+
+
 def _options(statement_timeout: float) -> str:
     """Promise G1 asks for synchronous_commit at least `on`, whatever the role's own setting is."""
     milliseconds = int(statement_timeout * 1000)
     return (
         f"-c synchronous_commit=on -c timezone=UTC -c statement_timeout={milliseconds} "
-        f"-c idle_in_transaction_session_timeout=30000 -c jit=off"
+        f"-c idle_in_transaction_session_timeout=30000 -c jit=off {_BY_INDEX}"
     )
 
 
@@ -193,6 +219,7 @@ def _now() -> float:
 async def _configure(connection: AsyncConnection[Row]) -> None:
     connection.adapters.register_loader("json", _JsonText)
     connection.prepare_threshold = 2
+    await connection.set_autocommit(True)
 
 
 __all__ = ["Database", "Params", "Row", "Transaction"]

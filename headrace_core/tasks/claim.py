@@ -34,7 +34,8 @@ async def claim(db: Database, deliveries: Sequence[Delivered], holder: Holder) -
     Raises:
         DatabaseUnavailable: nothing is known to have started.
     """
-    rows = await db.run(lambda tx: _claim(tx, [delivered.unit_id for delivered in deliveries], holder))
+    asked = _claim_params((delivered.unit_id for delivered in deliveries), holder)
+    rows = _by_unit(await db.fetch(_SQL["claim"], asked))
     return _answers(deliveries, rows, holder), _wakes(rows.values())
 
 
@@ -49,16 +50,16 @@ async def claim_due(
     async def work(tx: Transaction) -> dict[UnitId, Row]:
         params = {"queue": queue, "kinds": list(holder.kinds), "limit": limit, "overdue": overdue}
         due = [UnitId(row["task_id"], row["unit"]) for row in await tx.fetch(_SQL["due_units"], params)]
-        return await _claim(tx, due, holder) if due else {}
+        return _by_unit(await tx.fetch(_SQL["claim"], _claim_params(due, holder))) if due else {}
 
     rows = await db.run(work)
     claimed = [_unit(row, holder) for row in rows.values() if row["claimed"]]
     return claimed, _wakes(rows.values())
 
 
-async def _claim(tx: Transaction, unit_ids: Iterable[UnitId], holder: Holder) -> dict[UnitId, Row]:
+def _claim_params(unit_ids: Iterable[UnitId], holder: Holder) -> dict[str, Any]:
     distinct = sorted(set(unit_ids))
-    params = {
+    return {
         "tasks": [unit_id.task_id for unit_id in distinct],
         "units": [unit_id.unit for unit_id in distinct],
         "holder": holder.id,
@@ -66,7 +67,10 @@ async def _claim(tx: Transaction, unit_ids: Iterable[UnitId], holder: Holder) ->
         "kinds": list(holder.kinds),
         "sharded": list(holder.sharded),
     }
-    return {UnitId(row["task_id"], row["unit"]): row for row in await tx.fetch(_SQL["claim"], params)}
+
+
+def _by_unit(rows: Iterable[Row]) -> dict[UnitId, Row]:
+    return {UnitId(row["task_id"], row["unit"]): row for row in rows}
 
 
 def _answers(deliveries: Sequence[Delivered], rows: dict[UnitId, Row], holder: Holder) -> list[Claim]:

@@ -194,7 +194,7 @@ async def schedule(db: Database, letters: Sequence[Chosen], rate: float, deadlin
         "delays": [(index + 1) / rate for index in range(len(letters))],
         "deadline": deadline,
     }
-    await db.run(lambda tx: tx.execute(_SQL["schedule"], params))
+    await db.execute(_SQL["schedule"], params)
 
 
 async def take_turns(db: Database, limit: int = 500) -> list[Turn]:
@@ -205,7 +205,7 @@ async def take_turns(db: Database, limit: int = 500) -> list[Turn]:
 
 async def give_turns_up(db: Database, letter_ids: Sequence[str]) -> None:
     """These cannot be redriven as they are: they stay open, without a turn."""
-    await db.run(lambda tx: tx.execute(_SQL["give_turns_up"], {"letters": list(letter_ids)}))
+    await db.execute(_SQL["give_turns_up"], {"letters": list(letter_ids)})
 
 
 async def take_unpublished(db: Database, limit: int = 500) -> list[DeadLetter]:
@@ -216,7 +216,7 @@ async def take_unpublished(db: Database, limit: int = 500) -> list[DeadLetter]:
 async def mark_published(db: Database, incarnation: int, letter_ids: Sequence[str]) -> None:
     """The DLQ stream, in this incarnation, has them."""
     params = {"incarnation": incarnation, "letters": list(letter_ids)}
-    await db.run(lambda tx: tx.execute(_SQL["mark_published"], params))
+    await db.execute(_SQL["mark_published"], params)
 
 
 async def unmark_lost(db: Database, incarnation: int, limit: int = 5000) -> int:
@@ -254,7 +254,7 @@ async def take_unremoved(db: Database, limit: int = 500) -> list[tuple[str, str]
 
 async def mark_removed(db: Database, letter_ids: Sequence[str]) -> None:
     """The DLQ stream no longer has them."""
-    await db.run(lambda tx: tx.execute(_SQL["mark_removed"], {"letters": list(letter_ids)}))
+    await db.execute(_SQL["mark_removed"], {"letters": list(letter_ids)})
 
 
 async def record_unparseable(db: Database, letter_id: str, queue: str, message: bytes, detail: str) -> None:
@@ -268,7 +268,7 @@ async def record_unparseable(db: Database, letter_id: str, queue: str, message: 
         "error": error_json("UNPARSEABLE_MESSAGE", "", detail).decode(),
         "message": message[:MAX_MESSAGE_BYTES],
     }
-    await db.run(lambda tx: tx.execute(_SQL["record_unparseable"], params))
+    await db.execute(_SQL["record_unparseable"], params)
 
 
 async def _redrivable(

@@ -24,4 +24,4 @@ async def report_death(db: Database, worker: str, *, timeout: float = 2.0) -> in
     Raises:
         DatabaseUnavailable: nothing is lost, the leases run out.
     """
-    return await db.run(lambda tx: tx.execute(_SQL["report_death"], {"worker": worker}), timeout=timeout)
+    return await db.execute(_SQL["report_death"], {"worker": worker}, timeout=timeout)

@@ -66,7 +66,7 @@ async def register_kinds(db: Database, rows: Iterable[KindRow]) -> None:
         "queues": [row.queue for row in found],
         "sharded": [row.sharded for row in found],
     }
-    await db.run(lambda tx: tx.execute(_SQL["register"], params))
+    await db.execute(_SQL["register"], params)
 
 
 async def read_kinds(db: Database) -> list[KindRow]:
@@ -90,12 +90,12 @@ async def upsert_consumer(db: Database, consumer: ConsumerRow) -> None:
         "running": consumer.running,
         "mode": consumer.mode,
     }
-    await db.run(lambda tx: tx.execute(_SQL["upsert_consumer"], params))
+    await db.execute(_SQL["upsert_consumer"], params)
 
 
 async def remove_consumer(db: Database, holder: UUID) -> None:
     """Note that a consumer has ended. Idempotent."""
-    await db.run(lambda tx: tx.execute(_SQL["remove_consumer"], {"holder": holder}))
+    await db.execute(_SQL["remove_consumer"], {"holder": holder})
 
 
 async def live_consumers(db: Database, within: float = LIVE_SECONDS) -> list[ConsumerRow]:
@@ -106,7 +106,7 @@ async def live_consumers(db: Database, within: float = LIVE_SECONDS) -> list[Con
 async def write_inference(db: Database, health: Mapping[str, Any]) -> None:
     """Note how the inference back end is: backend, model, models, latencyMs, lastError (None: well)."""
     params = {"health": json.dumps(dict(health))}
-    await db.run(lambda tx: tx.execute(_SQL["write_inference"], params))
+    await db.execute(_SQL["write_inference"], params)
 
 
 async def read_inference(db: Database) -> Inference | None:

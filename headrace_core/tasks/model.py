@@ -1,11 +1,15 @@
-"""The nouns of a task's life, as the database and the bus know them. No I/O here."""
+"""The nouns of a task's life, as the database and the bus know them. No I/O here.
+
+Named tuples: thousands are made in a second, and a frozen dataclass takes four times as long to make.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from datetime import datetime
 from enum import Enum, IntEnum, StrEnum
-from typing import Literal
+from types import MappingProxyType
+from typing import Literal, NamedTuple
 from uuid import UUID
 
 TASK = -1
@@ -38,16 +42,14 @@ class Priority(IntEnum):
     HIGH = 3
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class UnitId:
+class UnitId(NamedTuple):
     """Which unit of which task. Ordered: every batch locks its rows in this order."""
 
     task_id: UUID
     unit: int = TASK
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
+class Lease(NamedTuple):
     """The right to write: the unit, the number of its start, and who started it."""
 
     unit_id: UnitId
@@ -55,8 +57,7 @@ class Lease:
     holder: UUID
 
 
-@dataclass(frozen=True, slots=True)
-class Holder:
+class Holder(NamedTuple):
     """A consumer process as it claims: a random id of its start, its name for people, the kinds that it can run."""
 
     id: UUID
@@ -65,8 +66,7 @@ class Holder:
     sharded: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class NewTask:
+class NewTask(NamedTuple):
     """A validated task, about to be committed. `payload` is UTF-8 JSON text; times are aware UTC."""
 
     id: UUID
@@ -76,7 +76,7 @@ class NewTask:
     payload: bytes
     fingerprint: bytes
     idempotency_key: str | None = None
-    labels: dict[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = MappingProxyType({})
     priority: Priority = Priority.NORMAL
     run_at: datetime | None = None
     deadline: datetime | None = None
@@ -84,8 +84,7 @@ class NewTask:
     max_crashes: int = 3
 
 
-@dataclass(frozen=True, slots=True)
-class TaskRecord:
+class TaskRecord(NamedTuple):
     """A task's row, basic view. JSON columns are raw UTF-8 text."""
 
     id: UUID
@@ -97,7 +96,7 @@ class TaskRecord:
     reason: str
     generation: int
     sequence: int
-    labels: dict[str, str]
+    labels: Mapping[str, str]
     idempotency_key: str | None
     attempt: int
     failures: int
@@ -119,8 +118,7 @@ class TaskRecord:
     error: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
-class Submitted:
+class Submitted(NamedTuple):
     """What became of a NewTask. `reused`: its key belongs to a task of another request, which `task` is."""
 
     task: TaskRecord
@@ -128,8 +126,7 @@ class Submitted:
     reused: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Publication:
+class Publication(NamedTuple):
     """An intended publication of a unit. The dispatch number makes the message id: only repeats of it share one."""
 
     unit_id: UnitId
@@ -159,8 +156,7 @@ class Publication:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Delivered:
+class Delivered(NamedTuple):
     """A delivery's body, parsed."""
 
     unit_id: UnitId
@@ -179,8 +175,7 @@ class Verdict(Enum):
     NO_HANDLER = "no_handler"
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimedUnit:
+class ClaimedUnit(NamedTuple):
     """A unit whose lease this process has just taken. JSON columns are raw UTF-8 text."""
 
     lease: Lease
@@ -201,16 +196,14 @@ class ClaimedUnit:
     suspect: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Wake:
+class Wake(NamedTuple):
     """A live hint: the task has events up to `sequence`. Never the event itself."""
 
     task_id: UUID
     sequence: int
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """The answer to one delivery; `unit` only if CLAIMED."""
 
     unit_id: UnitId
@@ -223,16 +216,14 @@ class Claim:
 Charge = Literal["failure", "crash", "interruption", "none"]
 
 
-@dataclass(frozen=True, slots=True)
-class Complete:
+class Complete(NamedTuple):
     """The unit is done; `result` is UTF-8 JSON text."""
 
     lease: Lease
     result: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """The plan is done: these shards (UTF-8 JSON objects), of which `needed` must complete."""
 
     lease: Lease
@@ -240,8 +231,7 @@ class Plan:
     needed: int
 
 
-@dataclass(frozen=True, slots=True)
-class Reschedule:
+class Reschedule(NamedTuple):
     """The unit goes on in another attempt: a retry, a hand-back, a kind without handler here. `due_in` in seconds."""
 
     lease: Lease
@@ -252,8 +242,7 @@ class Reschedule:
     checkpoint: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Fail:
+class Fail(NamedTuple):
     """The unit has failed for good; `error` is JSON text {"reason", "type", "message"}."""
 
     lease: Lease
@@ -265,16 +254,14 @@ class Fail:
 Settlement = Complete | Plan | Reschedule | Fail
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(NamedTuple):
     """What became of a settlement. Not applied: the lease was lost, so neither ack nor nak."""
 
     applied: bool
     dead_letter_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Settlements:
+class Settlements(NamedTuple):
     """A settled batch: one answer for each, and what to publish and whom to wake after the commit."""
 
     answers: list[Settled]
@@ -282,8 +269,7 @@ class Settlements:
     wakes: list[Wake]
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(NamedTuple):
     """Progress or output of a running unit. `byte_offset` counts UTF-8 bytes within unit and attempt."""
 
     lease: Lease

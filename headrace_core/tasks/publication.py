@@ -46,4 +46,4 @@ async def mark_published(db: Database, incarnation: int, stored: Sequence[tuple[
         "dispatches": [item.dispatch for item, _ in stored],
         "sequences": [sequence for _, sequence in stored],
     }
-    await db.run(lambda tx: tx.execute(_SQL["mark_published"], params))
+    await db.execute(_SQL["mark_published"], params)

@@ -1,17 +1,14 @@
 """Rows of `headrace_core.task_records` as TaskRecord: the one place that knows both."""
 
-from dataclasses import fields
 from typing import Any
 
 from headrace_core.db.pool import Transaction
 from headrace_core.tasks.model import TaskRecord, TaskState
 
-_FIELDS = tuple(field.name for field in fields(TaskRecord))
-
 
 def task_record(row: dict[str, Any]) -> TaskRecord:
     """A row, which may have more columns, as a TaskRecord."""
-    values = {name: row[name] for name in _FIELDS}
+    values = {name: row[name] for name in TaskRecord._fields}
     values["state"] = TaskState(values["state"])
     return TaskRecord(**values)
 

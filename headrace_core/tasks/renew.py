@@ -20,14 +20,14 @@ async def renew(db: Database, leases: Sequence[Lease], *, timeout: float = 2.0) 
 
 async def clear_suspicion(db: Database, leases: Sequence[Lease], *, timeout: float = 2.0) -> int:
     """Take back what the takeover of `leases` suspects: their holder lives. Those that wait still; how many."""
-    return await db.run(lambda tx: tx.execute(_SQL["clear_suspicion"], lease_columns(leases)), timeout=timeout)
+    return await db.execute(_SQL["clear_suspicion"], lease_columns(leases), timeout=timeout)
 
 
 async def save_checkpoint(db: Database, lease: Lease, data: bytes) -> bool:
     """Store `data` (JSON text) for the unit's next attempt; False if the lease was lost."""
     params = {"data": data.decode(), "task": lease.unit_id.task_id, "unit": lease.unit_id.unit}
     params |= {"epoch": lease.epoch, "holder": lease.holder}
-    return await db.run(lambda tx: tx.execute(_SQL["save_checkpoint"], params)) == 1
+    return await db.execute(_SQL["save_checkpoint"], params) == 1
 
 
 def lease_columns(leases: Sequence[Lease]) -> dict[str, list[Any]]:

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from headrace_core.db import queries
-from headrace_core.db.pool import Database, Row, Transaction
+from headrace_core.db.pool import Database, Row
 from headrace_core.tasks.model import NewTask, Submitted, TaskRecord, TaskState
 from headrace_core.tasks.records import task_record
 
@@ -23,17 +23,15 @@ async def submit(db: Database, tasks: Sequence[NewTask], *, timeout: float = 5.0
         DataRejected: one of them is bad; none was accepted.
     """
 
-    async def work(tx: Transaction) -> list[Submitted]:
-        inserted = {row["task_id"]: row for row in await tx.fetch(_SQL["insert_tasks"], _columns(tasks))}
-        known = await _read_back(tx, [task for task in tasks if task.id not in inserted])
-        return [
-            Submitted(_accepted(task, inserted[task.id]), created=True)
-            if task.id in inserted
-            else _known(task, known[task.id])
-            for task in tasks
-        ]
-
-    return await db.run(work, timeout=timeout)
+    rows = await db.fetch(_SQL["insert_tasks"], _columns(tasks), timeout=timeout)
+    inserted = {row["task_id"]: row for row in rows}
+    known = await _read_back(db, [task for task in tasks if task.id not in inserted], timeout)
+    return [
+        Submitted(_accepted(task, inserted[task.id]), created=True)
+        if task.id in inserted
+        else _known(task, known[task.id])
+        for task in tasks
+    ]
 
 
 async def find_by_key(db: Database, namespace: str, key: str) -> tuple[TaskRecord, bytes] | None:
@@ -42,7 +40,7 @@ async def find_by_key(db: Database, namespace: str, key: str) -> tuple[TaskRecor
     return (task_record(rows[0]), bytes(rows[0]["fingerprint"])) if rows else None
 
 
-async def _read_back(tx: Transaction, tasks: list[NewTask]) -> dict[Any, Row]:
+async def _read_back(db: Database, tasks: list[NewTask], timeout: float) -> dict[Any, Row]:
     if not tasks:
         return {}
     params = {
@@ -50,7 +48,7 @@ async def _read_back(tx: Transaction, tasks: list[NewTask]) -> dict[Any, Row]:
         "namespaces": [task.namespace for task in tasks],
         "keys": [task.idempotency_key for task in tasks],
     }
-    return {row["asked_id"]: row for row in await tx.fetch(_SQL["read_back"], params)}
+    return {row["asked_id"]: row for row in await db.fetch(_SQL["read_back"], params, timeout=timeout)}
 
 
 def _known(task: NewTask, row: Row) -> Submitted:

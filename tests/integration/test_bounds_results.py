@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from consumer import settling
+from consumer.attempt import Attempt
+from consumer.registry import RegisteredHandler
 from consumer.settling import Settler
 from headrace_core.db.pool import Database
 from headrace_core.tasks import parts
-from headrace_core.tasks.model import MERGE, Complete, Settlements
+from headrace_core.tasks.model import MERGE, Complete, Settled, Settlements
 from headrace_core.tasks.submit import submit
 from tests.factories import a_holder, a_task, claimed
 from tests.fixtures.consumers import ConsumerRig
 
+HANDLER = RegisteredHandler("plain", "default", 60.0, "async", batch=False, origin="tests", input_model=None)
 LARGEST = 1024 * 1024 - 2
 
 
@@ -26,20 +30,29 @@ async def test_large_results_that_end_together_are_settled_in_parts(database_url
     await db.open()
     batches: list[int] = []
 
+    applied: list[bool] = []
+    all_answered = asyncio.Event()
+
     def note(settlements: Settlements) -> None:
         batches.append(len(settlements.answers))
 
-    settler = Settler(db, (), note)
+    async def note_answers(answers: Sequence[tuple[Attempt, Settled]]) -> None:
+        applied.extend(answer.applied for _, answer in answers)
+        if len(applied) == 40:
+            all_answered.set()
+
+    settler = Settler(db, (), note, note_answers)
     holder = a_holder()
     tasks = [answer.task for answer in await submit(db, [a_task() for _ in range(40)])]
     units = [await claimed(db, holder, task.id) for task in tasks]
     result = b'"' + b"x" * (LARGEST - 2) + b'"'
-    waiting = [asyncio.ensure_future(settler.settle(Complete(unit.lease, result))) for unit in units]
-    await asyncio.sleep(0)
+    for unit in units:
+        settler.settle(Attempt(unit, HANDLER, None), Complete(unit.lease, result))
     running = asyncio.create_task(settler.run())
     try:
         async with asyncio.timeout(30):
-            assert all(answer.applied for answer in await asyncio.gather(*waiting))
+            await all_answered.wait()
+        assert all(applied)
         assert sum(batches) == 40
         assert max(batches) * LARGEST <= settling.MAX_BATCH_BYTES
     finally:

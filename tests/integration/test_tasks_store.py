@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from uuid import UUID, uuid4
@@ -67,8 +66,8 @@ async def test_a_task_is_accepted_with_its_first_event(db: Database) -> None:
 
 async def test_one_key_gives_one_task_and_tells_another_request_apart(db: Database) -> None:
     first = a_task(idempotency_key="k")
-    again = replace(first, id=uuid4())
-    other = replace(first, id=uuid4(), fingerprint=b"another")
+    again = first._replace(id=uuid4())
+    other = first._replace(id=uuid4(), fingerprint=b"another")
     (one,) = await submit(db, [first])
     same, different = await submit(db, [again, other])
     assert (same.task.id, same.created, same.reused) == (one.task.id, False, False)
@@ -148,8 +147,8 @@ async def test_concurrent_claims_start_every_task_once(db: Database) -> None:
 async def test_a_result_is_stored_once_and_only_by_the_lease(db: Database) -> None:
     task = await submitted(db)
     unit = await claimed(db, a_holder(), task.id)
-    zombie = replace(unit.lease, holder=uuid4())
-    older = replace(unit.lease, epoch=0)
+    zombie = unit.lease._replace(holder=uuid4())
+    older = unit.lease._replace(epoch=0)
     fenced = await settle(db, [Complete(zombie, b'"zombie"')])
     stale = await settle(db, [Complete(older, b'"older"')])
     done = await settle(db, [Complete(unit.lease, b'{"ok": true}')])
@@ -306,7 +305,7 @@ async def test_a_passed_deadline_expires_waiting_and_running_tasks(db: Database)
 async def test_reports_get_dense_sequences_and_a_lost_lease_none(db: Database) -> None:
     task = await submitted(db)
     unit = await claimed(db, a_holder(), task.id)
-    zombie = replace(unit.lease, epoch=7)
+    zombie = unit.lease._replace(epoch=7)
     wakes = await report(
         db,
         [
@@ -331,7 +330,7 @@ async def test_a_checkpoint_belongs_to_the_lease(db: Database) -> None:
     task = await submitted(db)
     unit = await claimed(db, a_holder(), task.id)
     assert await save_checkpoint(db, unit.lease, b'{"page": 3}')
-    assert not await save_checkpoint(db, replace(unit.lease, epoch=9), b"{}")
+    assert not await save_checkpoint(db, unit.lease._replace(epoch=9), b"{}")
     await settle(db, [Reschedule(unit.lease, 0, "interruption", "INTERRUPTED")])
     assert (await claimed(db, a_holder(), task.id)).checkpoint == b'{"page": 3}'
 

@@ -36,7 +36,7 @@ def record(**changes: Any) -> TaskRecord:
         total_shards=None, created_at=CREATED, due_at=CREATED, deadline=None, started_at=None, ended_at=None,
         updated_at=CREATED, worker="", error=None,
     )  # fmt: skip
-    return replace(task, **changes)
+    return task._replace(**changes)
 
 
 def test_a_task_in_its_basic_view() -> None:

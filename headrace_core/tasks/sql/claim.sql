@@ -15,13 +15,15 @@ for update of u skip locked;
 -- and its queue is not paused. What is due but cannot start here is put back for the relay to publish anew. One row for
 -- each unit that was asked for and exists; `claimed` tells which were taken.
 with locked as (
-    select u.task_id, u.unit, u.state, u.due_at <= now() as due, q.paused_at is not null as paused,
-           u.kind = any(%(kinds)s) as known
+    select l.*, q.paused_at is not null as paused, l.kind = any(%(kinds)s) as known
     from unnest(%(tasks)b::uuid[], %(units)b::int[]) as a (task_id, unit)
-    join headrace_core.units u on u.task_id = a.task_id and u.unit = a.unit
-    left join headrace_core.queues q on q.name = u.queue
-    order by u.task_id, u.unit
-    for update of u
+    cross join lateral (
+        select u.task_id, u.unit, u.state, u.due_at <= now() as due, u.queue, u.kind
+        from headrace_core.units u
+        where u.task_id = a.task_id and u.unit = a.unit
+        for update of u
+    ) l
+    left join headrace_core.queues q on q.name = l.queue
 ), claimed as (
     update headrace_core.units u
     set state = 'PROCESSING', reason = '', epoch = u.epoch + 1, holder = %(holder)s, worker = %(worker)s, attempt = u.attempt + 1,
@@ -29,7 +31,8 @@ with locked as (
         sequence = case when u.unit = -1 then u.sequence + 1 else u.sequence end
     from locked l
     where u.task_id = l.task_id and u.unit = l.unit and l.state = 'PENDING' and l.due and not l.paused and l.known
-    returning u.*
+    returning u.task_id, u.unit, u.state, u.kind, u.queue, u.namespace, u.generation, u.epoch, u.attempt, u.payload, u.checkpoint,
+        u.deadline, u.failures, u.crashes, u.interruptions, u.max_attempts, u.max_crashes, u.suspect, u.sequence
 ), put_back as (
     update headrace_core.units u
     set due_at = case when l.paused then u.due_at else now() + interval '5 s' end,
@@ -40,7 +43,11 @@ with locked as (
     insert into headrace_core.events (task_id, sequence, generation, unit, plan, attempt, type, state)
     select task_id, sequence, generation, unit, kind = any(%(sharded)s), attempt, 'state', 'PROCESSING' from claimed where unit = -1
 )
-select l.task_id, l.unit, l.state, l.due, l.paused, l.known, c.task_id is not null as claimed,
-       c.kind, c.queue, c.namespace, c.generation, c.epoch, c.attempt, c.payload, c.checkpoint, c.deadline, c.failures, c.crashes,
-       c.interruptions, c.max_attempts, c.max_crashes, c.suspect, c.sequence
-from locked l left join claimed c on c.task_id = l.task_id and c.unit = l.unit;
+select task_id, unit, state, true as due, false as paused, true as known, true as claimed,
+    kind, queue, namespace, generation, epoch, attempt, payload, checkpoint, deadline, failures, crashes, interruptions,
+    max_attempts, max_crashes, suspect, sequence
+from claimed
+union all
+select task_id, unit, state, due, paused, known, false,
+    null, null, null, null, null, null, null, null, null, null, null, null, null, null, null, null
+from locked where state <> 'PENDING' or not due or paused or not known;

@@ -45,13 +45,16 @@ returning u.task_id, u.unit, u.queue, u.priority, u.resumed, u.dispatch;
 -- The stream has them, in this incarnation and at these sequences. What has been claimed meanwhile needs no mark, and a
 -- later dispatch is another publication.
 with sent as (
-    select u.task_id, u.unit, s.sequence
+    select l.task_id, l.unit, s.sequence
     from unnest(%(tasks)b::uuid[], %(units)b::int[], %(dispatches)b::int[], %(sequences)b::int8[])
         as s (task_id, unit, dispatch, sequence)
-    join headrace_core.units u on u.task_id = s.task_id and u.unit = s.unit
-    where u.state = 'PENDING' and u.published_in is null and u.dispatch = s.dispatch
-    order by u.task_id, u.unit
-    for update of u skip locked
+    cross join lateral (
+        select u.task_id, u.unit
+        from headrace_core.units u
+        where u.task_id = s.task_id and u.unit = s.unit and u.dispatch = s.dispatch
+          and case when u.published_in is null then u.state end = 'PENDING'
+        for update of u skip locked
+    ) l
 )
 update headrace_core.units u set published_in = %(incarnation)s, published_seq = s.sequence
 from sent s

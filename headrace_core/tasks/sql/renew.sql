@@ -1,3 +1,5 @@
+-- By primary key, whatever the statistics say: settle.sql explains the words of these conditions.
+
 -- name: renew
 -- Renew leases, one row for each that is still held. What is missing has been lost. It waits for no lock: a settlement has
 -- locked its tasks before its shards, so whoever waited here could hold what that one wants next. A row that somebody is
@@ -6,11 +8,11 @@ with held as (
     select u.task_id, u.unit, u.epoch, u.holder
     from unnest(%(tasks)b::uuid[], %(units)b::int[], %(epochs)b::int[], %(holders)b::uuid[]) as l (task_id, unit, epoch, holder)
     join headrace_core.units u on u.task_id = l.task_id and u.unit = l.unit
-    where u.state = 'PROCESSING' and u.epoch = l.epoch and u.holder = l.holder
+    where case when u.state = 'PROCESSING' then u.epoch end = l.epoch and u.holder = l.holder
 ), free as (
     select u.task_id, u.unit
     from held h join headrace_core.units u on u.task_id = h.task_id and u.unit = h.unit
-    where u.state = 'PROCESSING' and u.epoch = h.epoch and u.holder = h.holder
+    where case when u.state = 'PROCESSING' then u.epoch end = h.epoch and u.holder = h.holder
     for update of u skip locked
 ), renewed as (
     update headrace_core.units u set renewal = u.renewal + 1
@@ -32,7 +34,7 @@ with taken as (
     select u.task_id, u.unit
     from unnest(%(tasks)b::uuid[], %(units)b::int[], %(epochs)b::int[], %(holders)b::uuid[]) as l (task_id, unit, epoch, holder)
     join headrace_core.units u on u.task_id = l.task_id and u.unit = l.unit
-    where u.state = 'PENDING' and u.epoch = l.epoch and u.suspect
+    where case when u.state = 'PENDING' then u.epoch end = l.epoch and u.suspect
     order by u.task_id, u.unit
     for update of u
 )

@@ -1,6 +1,10 @@
 -- Ending attempts. Every statement here runs after `lock_tasks` in the same transaction, so that the task rows are locked,
 -- in the order of their ids, and each statement's snapshot sees what the holders of those locks before us committed.
 -- A lease that no longer holds changes nothing: its row is missing from the answer.
+--
+-- `case when u.state = 'PROCESSING' then u.epoch end = i.epoch` says that the lease holds, in words that no partial index
+-- knows: rows are looked up by their primary key, whatever the statistics say. With the condition in plain words a table
+-- whose statistics are behind is read through such an index, from end to end for each row of the batch.
 
 -- name: lock_tasks
 select count(*) from (
@@ -15,7 +19,7 @@ with done as (
         ended_at = now(), updated_at = now(), sequence = u.sequence + 1
     from unnest(%(tasks)b::uuid[], %(units)b::int[], %(epochs)b::int[], %(holders)b::uuid[], %(results)b::text[])
         as i (task_id, unit, epoch, holder, result)
-    where u.task_id = i.task_id and u.unit = -1 and u.state = 'PROCESSING' and u.epoch = i.epoch and u.holder = i.holder
+    where u.task_id = i.task_id and u.unit = i.unit and u.unit = -1 and case when u.state = 'PROCESSING' then u.epoch end = i.epoch and u.holder = i.holder
     returning u.task_id, u.unit, u.sequence, u.generation, u.attempt
 ), logged as (
     insert into headrace_core.events (task_id, sequence, generation, unit, attempt, type, state, terminal)
@@ -30,14 +34,14 @@ with done as (
     set state = 'COMPLETED', reason = '', holder = null, checkpoint = null, ended_at = now(), updated_at = now()
     from unnest(%(tasks)b::uuid[], %(units)b::int[], %(epochs)b::int[], %(holders)b::uuid[], %(results)b::text[])
         as i (task_id, unit, epoch, holder, result)
-    where u.task_id = i.task_id and u.unit = -2 and u.state = 'PROCESSING' and u.epoch = i.epoch and u.holder = i.holder
+    where u.task_id = i.task_id and u.unit = i.unit and u.unit = -2 and case when u.state = 'PROCESSING' then u.epoch end = i.epoch and u.holder = i.holder
     returning u.task_id, u.unit, u.attempt, i.result
 ), ended as (
     update headrace_core.units t
     set state = 'COMPLETED', reason = '', result = d.result::json, fraction = 1, ended_at = now(), updated_at = now(),
         sequence = t.sequence + 1
     from done d
-    where t.task_id = d.task_id and t.unit = -1 and t.state = 'PROCESSING'
+    where t.task_id = d.task_id and case when t.state = 'PROCESSING' then t.unit end = -1
     returning t.task_id, t.sequence, t.generation, d.attempt
 ), logged as (
     insert into headrace_core.events (task_id, sequence, generation, unit, attempt, type, state, terminal)
@@ -124,7 +128,7 @@ with back as (
     from unnest(%(tasks)b::uuid[], %(units)b::int[], %(epochs)b::int[], %(holders)b::uuid[], %(due_ins)b::float8[],
         %(charges)b::text[], %(reasons)b::text[], %(errors)b::text[], %(checkpoints)b::text[], %(renewals)b::int[])
         as i (task_id, unit, epoch, holder, due_in, charge, reason, error, checkpoint, renewal)
-    where u.task_id = i.task_id and u.unit = i.unit and u.state = 'PROCESSING' and u.epoch = i.epoch and u.holder = i.holder
+    where u.task_id = i.task_id and u.unit = i.unit and case when u.state = 'PROCESSING' then u.epoch end = i.epoch and u.holder = i.holder
       and (i.renewal is null or u.renewal = i.renewal)
     returning u.*, i.error as attempt_error, i.due_in
 ), kept as (
@@ -160,7 +164,7 @@ with failed as (
     from unnest(%(tasks)b::uuid[], %(units)b::int[], %(epochs)b::int[], %(holders)b::uuid[], %(charges)b::text[],
         %(reasons)b::text[], %(errors)b::text[], %(renewals)b::int[])
         as i (task_id, unit, epoch, holder, charge, reason, error, renewal)
-    where u.task_id = i.task_id and u.unit = i.unit and u.state = 'PROCESSING' and u.epoch = i.epoch and u.holder = i.holder
+    where u.task_id = i.task_id and u.unit = i.unit and case when u.state = 'PROCESSING' then u.epoch end = i.epoch and u.holder = i.holder
       and (i.renewal is null or u.renewal = i.renewal)
     returning u.*
 ), kept as (
@@ -196,7 +200,7 @@ with asked as (
 ), running as (
     select u.task_id, u.unit, u.generation, u.attempt, u.epoch, u.worker, u.attempt_at, u.kind
     from headrace_core.units u join asked a using (task_id)
-    where u.state = 'PROCESSING' and u.holder is not null
+    where case when u.state = 'PROCESSING' then u.holder end is not null
     for update of u
 ), ended as (
     update headrace_core.units t

@@ -13,7 +13,7 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import Any
 
-LEASE = "and u.epoch = i.epoch and u.holder = i.holder"
+LEASE = "and case when u.state = 'PROCESSING' then u.epoch end = i.epoch and u.holder = i.holder"
 
 
 def _replace(module: str, statement: str, *changes: tuple[str, str]) -> None:
@@ -29,7 +29,7 @@ def _replace(module: str, statement: str, *changes: tuple[str, str]) -> None:
 
 def unfenced_write() -> None:
     """Whoever finishes a task writes its result, whether or not it still holds the lease."""
-    _replace("headrace_core.tasks.settle", "complete_tasks", (f"and u.state = 'PROCESSING' {LEASE}", ""))
+    _replace("headrace_core.tasks.settle", "complete_tasks", (LEASE, ""))
 
 
 def ack_before_settling() -> None:
