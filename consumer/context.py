@@ -61,12 +61,16 @@ class Facts:
 
     def __init__(self, unit: ClaimedUnit) -> None:
         self._unit = unit
-        self.task_id = str(unit.lease.unit_id.task_id)
         self.attempt = unit.attempt
         self.epoch = unit.lease.epoch
         self.deadline: datetime | None = unit.deadline
         self.shard_index = unit.lease.unit_id.unit if unit.type == "SHARD" else None
         self.usage: dict[str, float] = {}
+
+    @functools.cached_property
+    def task_id(self) -> str:
+        """The task's id."""
+        return str(self._unit.lease.unit_id.task_id)
 
     @functools.cached_property
     def restored(self) -> Any:
@@ -91,11 +95,21 @@ class AsyncContext(Facts):
 
     def __init__(self, attempt: Attempt, reporting: Reporting) -> None:
         super().__init__(attempt.unit)
-        self.cancelled = asyncio.Event()
-        self._reports = Reports(attempt, reporting)
-        attempt.on_asked = self.cancelled.set
-        if attempt.asked:
-            self.cancelled.set()
+        self._attempt = attempt
+        self._reporting = reporting
+
+    @functools.cached_property
+    def cancelled(self) -> asyncio.Event:
+        """Set when the handler should end soon."""
+        event = asyncio.Event()
+        self._attempt.on_asked = event.set
+        if self._attempt.asked:
+            event.set()
+        return event
+
+    @functools.cached_property
+    def _reports(self) -> Reports:
+        return Reports(self._attempt, self._reporting)
 
     async def progress(self, fraction: float, message: str = "") -> None:
         """See TaskContext.progress."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from typing import get_args
 from uuid import UUID
 
-from consumer.attempt import GIVE_UP_SECONDS, Attempt, Cause
+from consumer.attempt import GIVE_UP_SECONDS, Attempt, Cause, ended_by
 from consumer.execution.executions import Executions
 from consumer.intake.limits import Slots
 from consumer.lease import LeaseKeeper
@@ -26,6 +27,10 @@ from headrace_core.telemetry import logs, metrics
 
 MAX_STUCK = 8
 """Handlers that would not end, at which the consumer drains and exits."""
+
+# Looking a counter up by its label costs more than counting.
+_LOST = metrics.attempts_total.labels("lost")
+_ENDED = {kind: metrics.attempts_total.labels(kind.__name__.lower()) for kind in get_args(Outcome)}
 
 log = logs.get(__name__)
 
@@ -126,6 +131,8 @@ class Units:
 
     async def abandon(self) -> None:
         """Stop without settling: the leases run out and another consumer takes over."""
+        for attempt in self._attempts.values():
+            attempt.abandoned = True
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -137,25 +144,38 @@ class Units:
     def start(self, unit: ClaimedUnit, message: Message | None, slots: Slots) -> None:
         """Run a claimed unit in the background; its slot comes back when its handler has ended."""
         attempt = Attempt(unit, self._registry.handlers[unit.kind], message)
+        attempt.on_given_up = functools.partial(self._give_up, attempt)
         self._attempts[unit.lease.unit_id] = attempt
         self._leases.hold(unit)
         if self._draining:
             _ask(attempt)
-        task = asyncio.get_running_loop().create_task(self._live(attempt, slots), name="unit")
-        self._tasks.add(task)
-        task.add_done_callback(functools.partial(self._ended, attempt))
+        self._spawn(attempt, self._live(attempt, slots))
 
     async def _live(self, attempt: Attempt, slots: Slots) -> None:
         try:
             outcome = await self._run(attempt)
         finally:
             self._free(attempt, slots)
+        if not attempt.given_up:
+            await self._conclude(attempt, outcome)
+
+    def _give_up(self, attempt: Attempt) -> None:
+        """Its handler, which runs in the attempt's task, would not end: settle without it, in a task of its own."""
+        self._note_stuck(attempt)
+        self._spawn(attempt, self._conclude(attempt, ended_by(attempt)))
+
+    def _spawn(self, attempt: Attempt, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work, name="unit")
+        self._tasks.add(task)
+        task.add_done_callback(functools.partial(self._ended, attempt))
+
+    async def _conclude(self, attempt: Attempt, outcome: Outcome | None) -> None:
         if outcome is None:
-            metrics.attempts_total.labels("lost").inc()
+            _LOST.inc()
             self._reporter.forget(attempt.unit.lease)
             self._forget([attempt])
             return
-        metrics.attempts_total.labels(type(outcome).__name__.lower()).inc()
+        _ENDED[type(outcome)].inc()
         await self._record(attempt, outcome)
 
     async def settled(self, answers: Sequence[tuple[Attempt, Settled]]) -> None:
@@ -194,17 +214,22 @@ class Units:
 
     def _free(self, attempt: Attempt, slots: Slots) -> None:
         """Give the slot back, or leave it with a handler that would not end until it does."""
-        if attempt.lingering is None or attempt.lingering.done():
+        if attempt.given_up:
+            self._unstick(slots)
+        elif attempt.lingering is None or attempt.lingering.done():
             slots.release()
-            return
+        else:
+            self._note_stuck(attempt)
+            attempt.lingering.add_done_callback(functools.partial(self._unstick, slots))
+
+    def _note_stuck(self, attempt: Attempt) -> None:
         self._stuck += 1
         unit = attempt.unit
         log.error("a handler does not end", action="unit.stuck", kind=unit.kind, task=str(unit.lease.unit_id.task_id))
-        attempt.lingering.add_done_callback(functools.partial(self._unstick, slots))
         if self._stuck >= MAX_STUCK:
             self._too_many_stuck.set()
 
-    def _unstick(self, slots: Slots, _future: object) -> None:
+    def _unstick(self, slots: Slots, _future: object = None) -> None:
         self._stuck -= 1
         slots.release()
 
@@ -230,4 +255,3 @@ def _ask(attempt: Attempt) -> None:
         attempt.ask()
     else:
         attempt.end(Cause.DRAINING, GIVE_UP_SECONDS)
-

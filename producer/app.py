@@ -24,6 +24,7 @@ from producer.queue_loads import QueueLoads
 from producer.queues import QueueServicer
 from producer.redrive import Redrive
 from producer.relay import Relay
+from producer.retention import Retention
 from producer.salvage import refused_request, salvaged_batch
 from producer.servicer import ProducerServicer
 from producer.submission import Submission
@@ -56,6 +57,7 @@ class ProducerService:
         self._relay = Relay(
             self._db, self._bus, names, self._publisher, self._announcer, self._kinds, self._loads, redrive
         )
+        self._retention = Retention.of(self._db, settings)
         self._commits = GroupCommit(self._db, self._relay.committed)
         self._server = self._build_server(redrive)
 
@@ -90,6 +92,7 @@ class ProducerService:
         self._supervisor.spawn("kinds", self._kinds.keep_fresh)
         self._supervisor.spawn("queue-loads", self._loads.keep_fresh)
         self._relay.start(self._supervisor)
+        self._supervisor.spawn("retention", self._retention.run)
         self._grpc_address = await self._server.start()
         self._server.set_serving(True)
 

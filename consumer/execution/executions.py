@@ -71,10 +71,9 @@ class Executions:
         except InputRefused as error:
             return raised(error)
         context = AsyncContext(attempt, self._reporting)
-        task = asyncio.ensure_future(function_of(handler, unit.type)(context, *arguments))
         attempt.begin()
-        await attempt.until_over(task, task.cancel, handler.timeout)
-        return judge(attempt, task, functools.partial(outcome_of, handler, unit.type))
+        accept = functools.partial(outcome_of, handler, unit.type)
+        return await attempt.call(function_of(handler, unit.type)(context, *arguments), handler.timeout, accept)
 
     async def _run_in_thread(self, attempt: Attempt) -> Outcome | None:
         unit, handler = attempt.unit, attempt.handler

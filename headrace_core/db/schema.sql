@@ -12,7 +12,8 @@ CREATE TABLE headrace_core.attempts (
     ended_at timestamp with time zone DEFAULT now() NOT NULL,
     outcome text NOT NULL,
     error json
-);
+)
+WITH (autovacuum_vacuum_scale_factor='0.05');
 CREATE TABLE headrace_core.units (
     task_id uuid NOT NULL,
     unit integer NOT NULL,
@@ -67,7 +68,7 @@ CREATE TABLE headrace_core.units (
     CONSTRAINT units_state_check CHECK ((state = ANY (ARRAY['PENDING'::text, 'PROCESSING'::text, 'COMPLETED'::text, 'FAILED'::text, 'CANCELLED'::text, 'EXPIRED'::text]))),
     CONSTRAINT units_unit_check CHECK ((unit >= '-2'::integer))
 )
-WITH (fillfactor='70', autovacuum_vacuum_scale_factor='0.02', autovacuum_analyze_scale_factor='0.05');
+WITH (fillfactor='70', autovacuum_vacuum_threshold='5000', autovacuum_vacuum_scale_factor='0.01', autovacuum_vacuum_insert_scale_factor='0.02', autovacuum_analyze_scale_factor='0.02', autovacuum_vacuum_cost_limit='1000', toast.autovacuum_vacuum_threshold='5000', toast.autovacuum_vacuum_scale_factor='0.05');
 CREATE VIEW headrace.attempts AS
  SELECT attempts.task_id,
         CASE
@@ -138,7 +139,8 @@ CREATE TABLE headrace_core.dead_letters (
     redrive_deadline timestamp with time zone,
     published_in integer,
     CONSTRAINT dead_letters_resolution_check CHECK ((resolution = ANY (ARRAY[''::text, 'REDRIVEN'::text, 'DISCARDED'::text])))
-);
+)
+WITH (fillfactor='80', autovacuum_vacuum_scale_factor='0.05');
 CREATE VIEW headrace.dead_letters AS
  SELECT id,
     task_id,
@@ -214,7 +216,8 @@ CREATE TABLE headrace_core.consumers (
     running integer DEFAULT 0 NOT NULL,
     mode text DEFAULT ''::text NOT NULL,
     died_at timestamp with time zone
-);
+)
+WITH (fillfactor='50', autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='200');
 CREATE TABLE headrace_core.events (
     task_id uuid NOT NULL,
     sequence bigint NOT NULL,
@@ -236,7 +239,7 @@ CREATE TABLE headrace_core.events (
     total integer,
     CONSTRAINT events_type_check CHECK ((type = ANY (ARRAY['state'::text, 'progress'::text, 'output'::text])))
 )
-WITH (autovacuum_vacuum_insert_scale_factor='0.2');
+WITH (autovacuum_vacuum_threshold='10000', autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_insert_scale_factor='0.05', autovacuum_analyze_scale_factor='0.05', autovacuum_vacuum_cost_limit='1000');
 CREATE TABLE headrace_core.inference (
     singleton boolean DEFAULT true NOT NULL,
     health json NOT NULL,
@@ -261,6 +264,11 @@ CREATE TABLE headrace_core.queues (
     paused_at timestamp with time zone,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
     CONSTRAINT queues_name_check CHECK ((name ~ '^[a-z0-9_-]{1,64}$'::text))
+);
+CREATE TABLE headrace_core.retention (
+    singleton boolean DEFAULT true NOT NULL,
+    events_until timestamp with time zone,
+    CONSTRAINT retention_singleton_check CHECK (singleton)
 );
 CREATE TABLE headrace_core.streams (
     name text NOT NULL,
@@ -316,10 +324,13 @@ ALTER TABLE ONLY headrace_core.migrations
     ADD CONSTRAINT migrations_pkey PRIMARY KEY (version);
 ALTER TABLE ONLY headrace_core.queues
     ADD CONSTRAINT queues_pkey PRIMARY KEY (name);
+ALTER TABLE ONLY headrace_core.retention
+    ADD CONSTRAINT retention_pkey PRIMARY KEY (singleton);
 ALTER TABLE ONLY headrace_core.streams
     ADD CONSTRAINT streams_pkey PRIMARY KEY (name);
 ALTER TABLE ONLY headrace_core.units
     ADD CONSTRAINT units_pkey PRIMARY KEY (task_id, unit);
+CREATE INDEX dead_letters_alone ON headrace_core.dead_letters USING btree (resolved_at) WHERE ((resolved_at IS NOT NULL) AND (task_id IS NULL));
 CREATE INDEX dead_letters_by_queue ON headrace_core.dead_letters USING btree (queue) WHERE (resolved_at IS NULL);
 CREATE INDEX dead_letters_incarnation ON headrace_core.dead_letters USING btree (COALESCE(published_in, 0)) WHERE ((resolved_at IS NULL) AND (published_at IS NOT NULL));
 CREATE INDEX dead_letters_listed ON headrace_core.dead_letters USING btree (created_at DESC, id);
@@ -330,7 +341,8 @@ CREATE INDEX dead_letters_task ON headrace_core.dead_letters USING btree (task_i
 CREATE INDEX dead_letters_unpublished ON headrace_core.dead_letters USING btree (created_at) WHERE ((published_at IS NULL) AND (resolved_at IS NULL));
 CREATE INDEX dead_letters_unremoved ON headrace_core.dead_letters USING btree (resolved_at) WHERE ((resolved_at IS NOT NULL) AND (removed_at IS NULL));
 CREATE INDEX units_deadline ON headrace_core.units USING btree (deadline) WHERE ((unit = '-1'::integer) AND (deadline IS NOT NULL) AND (state = ANY (ARRAY['PENDING'::text, 'PROCESSING'::text])));
-CREATE INDEX units_ended ON headrace_core.units USING btree (ended_at) WHERE ((unit = '-1'::integer) AND (ended_at IS NOT NULL));
+CREATE INDEX units_ended ON headrace_core.units USING btree (ended_at) WHERE ((unit = '-1'::integer) AND (ended_at IS NOT NULL) AND (state <> 'FAILED'::text));
+CREATE INDEX units_failed ON headrace_core.units USING btree (ended_at) WHERE ((unit = '-1'::integer) AND (state = 'FAILED'::text));
 CREATE INDEX units_held ON headrace_core.units USING btree (holder) WHERE ((state = 'PROCESSING'::text) AND (holder IS NOT NULL));
 CREATE UNIQUE INDEX units_idempotency ON headrace_core.units USING btree (namespace, idempotency_key) WHERE (idempotency_key IS NOT NULL);
 CREATE INDEX units_labels ON headrace_core.units USING gin (labels jsonb_path_ops) WHERE (labels <> '{}'::jsonb);
@@ -345,4 +357,4 @@ CREATE INDEX units_unpublished ON headrace_core.units USING btree (queue, (
 CASE
     WHEN resumed THEN 0
     ELSE (priority)::integer
-END), due_at) WHERE ((state = 'PENDING'::text) AND (published_in IS NULL));
+END), COALESCE(offered_at, '-infinity'::timestamp with time zone), due_at) WHERE ((state = 'PENDING'::text) AND (published_in IS NULL));

@@ -44,6 +44,13 @@ def _nats_url(value: str) -> str:
     return value
 
 
+def _an_hour_or_for_ever(days: float) -> float:
+    """Whoever watches, retries or resumes needs a while in which what has ended is still there."""
+    if 0.0 < days < 1 / 24:
+        raise ValueError("it must be 0, for ever, or at least an hour (0.05 days)")
+    return days
+
+
 def _separated(value: object) -> object:
     if not isinstance(value, str):
         return value
@@ -125,6 +132,27 @@ class ServiceSettings(BaseModel):
         default=None,
         description="Written once the service serves: a JSON object with `grpc`, `ops`, `http` (addresses or null) and "
         "`pid`; removed at a clean stop.",
+    )
+    retention_days: Annotated[float, AfterValidator(_an_hour_or_for_ever)] = Field(
+        default=30.0,
+        ge=0.0,
+        le=36500.0,
+        description="Producer only: how long a task that COMPLETED, was CANCELLED or EXPIRED is kept after its end, in "
+        "days, with its result and its idempotency key; at least an hour (0.05); 0: for ever. FAILED is always kept. "
+        "The same in every replica, or the shortest counts.",
+    )
+    retention_events_days: Annotated[float, AfterValidator(_an_hour_or_for_ever)] = Field(
+        default=7.0,
+        ge=0.0,
+        le=36500.0,
+        description="Producer only: how long the events of such a task are kept after its end, in days; at least an "
+        "hour (0.05); 0: as long as the task.",
+    )
+    retention_share: float = Field(
+        default=0.2,
+        gt=0.0,
+        le=1.0,
+        description="Producer only: how much of one connection's time a replica may spend on removing.",
     )
     producer_address: str = Field(
         default="", description="Read by the SDK and the CLI; accepted and not used by services."

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from datetime import datetime
+from typing import Any, NamedTuple
+from uuid import UUID
 
 from headrace_core.db import queries
-from headrace_core.db.pool import Database, Row, Transaction
+from headrace_core.db.pool import Database, Transaction
 from headrace_core.tasks.model import (
     MERGE,
     TASK,
@@ -21,9 +23,38 @@ from headrace_core.tasks.model import (
     UnitType,
     Verdict,
     Wake,
+    in_order,
 )
 
 _SQL = queries.load("headrace_core.tasks", "sql/claim.sql")
+
+
+class _Met(NamedTuple):
+    """What a unit that was asked for was found to be; the columns of the statement, in its order."""
+
+    task_id: UUID
+    unit: int
+    state: str
+    due: bool
+    paused: bool
+    known: bool
+    claimed: bool
+    epoch: int
+    sequence: int
+    kind: str
+    queue: str
+    namespace: str
+    generation: int
+    attempt: int
+    payload: bytes
+    checkpoint: bytes | None
+    deadline: datetime | None
+    failures: int
+    crashes: int
+    interruptions: int
+    max_attempts: int
+    max_crashes: int
+    suspect: bool
 
 
 async def claim(db: Database, deliveries: Sequence[Delivered], holder: Holder) -> tuple[list[Claim], list[Wake]]:
@@ -34,9 +65,9 @@ async def claim(db: Database, deliveries: Sequence[Delivered], holder: Holder) -
     Raises:
         DatabaseUnavailable: nothing is known to have started.
     """
-    asked = _claim_params((delivered.unit_id for delivered in deliveries), holder)
-    rows = _by_unit(await db.fetch(_SQL["claim"], asked))
-    return _answers(deliveries, rows, holder), _wakes(rows.values())
+    asked = _params((delivered.unit_id for delivered in deliveries), holder)
+    met = {UnitId(row.task_id, row.unit): row for row in await db.fetch_as(_Met, _SQL["claim"], asked)}
+    return _answers(deliveries, met, holder), _wakes(met.values())
 
 
 async def claim_due(
@@ -47,18 +78,17 @@ async def claim_due(
     Only those that have been due for `overdue` seconds.
     """
 
-    async def work(tx: Transaction) -> dict[UnitId, Row]:
+    async def work(tx: Transaction) -> list[_Met]:
         params = {"queue": queue, "kinds": list(holder.kinds), "limit": limit, "overdue": overdue}
         due = [UnitId(row["task_id"], row["unit"]) for row in await tx.fetch(_SQL["due_units"], params)]
-        return _by_unit(await tx.fetch(_SQL["claim"], _claim_params(due, holder))) if due else {}
+        return [_Met(**row) for row in await tx.fetch(_SQL["claim"], _params(due, holder))] if due else []
 
-    rows = await db.run(work)
-    claimed = [_unit(row, holder) for row in rows.values() if row["claimed"]]
-    return claimed, _wakes(rows.values())
+    met = await db.run(work)
+    return [_claimed(row, holder) for row in met if row.claimed], _wakes(met)
 
 
-def _claim_params(unit_ids: Iterable[UnitId], holder: Holder) -> dict[str, Any]:
-    distinct = sorted(set(unit_ids))
+def _params(unit_ids: Iterable[UnitId], holder: Holder) -> dict[str, Any]:
+    distinct = sorted(set(unit_ids), key=in_order)
     return {
         "tasks": [unit_id.task_id for unit_id in distinct],
         "units": [unit_id.unit for unit_id in distinct],
@@ -69,34 +99,32 @@ def _claim_params(unit_ids: Iterable[UnitId], holder: Holder) -> dict[str, Any]:
     }
 
 
-def _by_unit(rows: Iterable[Row]) -> dict[UnitId, Row]:
-    return {UnitId(row["task_id"], row["unit"]): row for row in rows}
-
-
-def _answers(deliveries: Sequence[Delivered], rows: dict[UnitId, Row], holder: Holder) -> list[Claim]:
+def _answers(deliveries: Sequence[Delivered], met: dict[UnitId, _Met], holder: Holder) -> list[Claim]:
     """A unit delivered twice in one batch is claimed once: its second delivery meets the lease of the first."""
     answers: list[Claim] = []
     taken: set[UnitId] = set()
     for delivered in deliveries:
-        row = rows.get(delivered.unit_id)
-        if row is not None and row["claimed"] and delivered.unit_id not in taken:
+        row = met.get(delivered.unit_id)
+        if row is not None and row.claimed and delivered.unit_id not in taken:
             taken.add(delivered.unit_id)
-            answers.append(Claim(delivered.unit_id, Verdict.CLAIMED, _unit(row, holder)))
+            answers.append(Claim(delivered.unit_id, Verdict.CLAIMED, _claimed(row, holder)))
         else:
             answers.append(Claim(delivered.unit_id, _refusal(row)))
     return answers
 
 
-def _refusal(row: Row | None) -> Verdict:
+def _refusal(row: _Met | None) -> Verdict:
     if row is None:
         return Verdict.GONE
-    if TaskState(row["state"]) in TERMINAL:
+    if TaskState(row.state) in TERMINAL:
         return Verdict.ENDED
-    if row["claimed"] or row["state"] == TaskState.PROCESSING:
+    if row.claimed or row.state == TaskState.PROCESSING:
         return Verdict.LEASED
-    if not row["due"]:
+    if not row.due:
         return Verdict.NOT_DUE
-    return Verdict.PAUSED if row["paused"] else Verdict.NO_HANDLER
+    if row.paused:
+        return Verdict.PAUSED
+    return Verdict.LEASED if row.known else Verdict.NO_HANDLER  # known: somebody else took it in this very moment
 
 
 def unit_type(unit: int, *, sharded: bool) -> UnitType:
@@ -108,33 +136,16 @@ def unit_type(unit: int, *, sharded: bool) -> UnitType:
     return "PLAN" if sharded else "TASK"
 
 
-def _unit(row: Row, holder: Holder) -> ClaimedUnit:
-    unit_id = UnitId(row["task_id"], row["unit"])
-    facts: dict[str, Any] = {name: row[name] for name in _COPIED}
-    return ClaimedUnit(
-        lease=Lease(unit_id, row["epoch"], holder.id),
-        type=unit_type(unit_id.unit, sharded=row["kind"] in holder.sharded),
-        **facts,
-    )
+def _claimed(row: _Met, holder: Holder) -> ClaimedUnit:
+    unit_id = UnitId(row.task_id, row.unit)
+    sharded = row.kind in holder.sharded
+    facts: Sequence[Any] = row[_KIND:]  # from `kind` on the columns are those of a claimed unit
+    return ClaimedUnit(Lease(unit_id, row.epoch, holder.id), unit_type(row.unit, sharded=sharded), *facts)
 
 
-_COPIED = (
-    "kind",
-    "queue",
-    "namespace",
-    "generation",
-    "attempt",
-    "payload",
-    "checkpoint",
-    "deadline",
-    "failures",
-    "crashes",
-    "interruptions",
-    "max_attempts",
-    "max_crashes",
-    "suspect",
-)
+_KIND = _Met._fields.index("kind")
+assert _Met._fields[_KIND:] == ClaimedUnit._fields[2:]
 
 
-def _wakes(rows: Iterable[Row]) -> list[Wake]:
-    return [Wake(row["task_id"], row["sequence"]) for row in rows if row["claimed"] and row["unit"] == TASK]
+def _wakes(rows: Iterable[_Met]) -> list[Wake]:
+    return [Wake(row.task_id, row.sequence) for row in rows if row.claimed and row.unit == TASK]

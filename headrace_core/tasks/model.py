@@ -49,6 +49,11 @@ class UnitId(NamedTuple):
     unit: int = TASK
 
 
+def in_order(unit_id: UnitId) -> tuple[int, int]:
+    """The key to sort by: as Postgres orders ids, without the comparisons of UUID, which take a microsecond each."""
+    return unit_id.task_id.int, unit_id.unit
+
+
 class Lease(NamedTuple):
     """The right to write: the unit, the number of its start, and who started it."""
 

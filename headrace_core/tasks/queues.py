@@ -21,6 +21,8 @@ from headrace_core.tasks.settle import TaskEnd, end_tasks
 _SQL = queries.load("headrace_core.tasks", "sql/queues.sql")
 PURGE_BATCH = 500
 RATE_SECONDS = 60
+RATE_SAMPLE = 5_000
+"""Tasks that a rate is taken from, at most: with more than that in a minute it is the rate of the newest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,8 @@ class QueueLoad:
 class QueueFigures:
     """A queue as people see it. Backlog and delayed count waiting units (shards too), in_flight tasks.
 
-    `oldest_age` in seconds, 0 if nothing due is waiting; rates per second over the last minute.
+    `oldest_age` in seconds, 0 if nothing due is waiting; rates per second over the last minute, or over the time that
+    the newest RATE_SAMPLE tasks of all queues took.
     """
 
     settings: QueueSettings
@@ -59,7 +62,7 @@ async def declare(db: Database, declared: Iterable[QueueSettings]) -> None:
         "names": [queue.name for queue in queues],
         "settings": [queue.model_dump_json(exclude={"name"}) for queue in queues],
     }
-    await db.run(lambda tx: tx.execute(_SQL["declare"], params))
+    await db.execute(_SQL["declare"], params)
 
 
 async def read_loads(db: Database, bound: int, known: Mapping[str, int] = MappingProxyType({})) -> dict[str, QueueLoad]:
@@ -78,7 +81,8 @@ async def read_figures(db: Database, name: str | None = None) -> list[QueueFigur
 
     async def work(tx: Transaction) -> list[QueueFigures]:
         rows = await tx.fetch(_SQL["figures"], {"name": name})
-        rates = {row["name"]: row for row in await tx.fetch(_SQL["rates"], {"name": name, "since": since})}
+        sampled = {"name": name, "since": since, "sample": RATE_SAMPLE}
+        rates = {row["name"]: row for row in await tx.fetch(_SQL["rates"], sampled)}
         return [_figures(row, rates.get(row["name"])) for row in rows]
 
     found = await db.run(work)
@@ -133,8 +137,8 @@ def _figures(row: Row, rates: Row | None) -> QueueFigures:
         in_flight=row["in_flight"],
         dead_letters=row["dead_letters"],
         oldest_age=max(row["oldest"] or 0.0, 0.0),
-        submit_rate=rates["submitted"] / RATE_SECONDS if rates else 0.0,
-        finish_rate=rates["ended"] / RATE_SECONDS if rates else 0.0,
+        submit_rate=rates["submit_rate"] if rates else 0.0,
+        finish_rate=rates["finish_rate"] if rates else 0.0,
     )
 
 

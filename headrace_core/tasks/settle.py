@@ -60,7 +60,7 @@ async def settle(
 
 async def _settle_plain(db: Database, completed: Sequence[Complete]) -> Settlements:
     """Plain tasks that are done, which is most of them: one statement locks and changes each row, in their order."""
-    ordered = sorted(completed, key=lambda item: item.lease.unit_id.task_id)
+    ordered = sorted(completed, key=lambda item: item.lease.unit_id.task_id.int)
     rows = await db.fetch(_SQL["complete_tasks"], _completions(ordered))
     sequences: dict[UUID, int] = {row["task_id"]: row["sequence"] for row in rows}
     answers = [Settled(item.lease.unit_id.task_id in sequences, None) for item in completed]

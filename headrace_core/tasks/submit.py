@@ -25,13 +25,16 @@ async def submit(db: Database, tasks: Sequence[NewTask], *, timeout: float = 5.0
 
     rows = await db.fetch(_SQL["insert_tasks"], _columns(tasks), timeout=timeout)
     inserted = {row["task_id"]: row for row in rows}
-    known = await _read_back(db, [task for task in tasks if task.id not in inserted], timeout)
-    return [
-        Submitted(_accepted(task, inserted[task.id]), created=True)
-        if task.id in inserted
-        else _known(task, known[task.id])
-        for task in tasks
-    ]
+    answers = {
+        task.id: Submitted(_accepted(task, inserted[task.id]), created=True) for task in tasks if task.id in inserted
+    }
+    met = [task for task in tasks if task.id not in inserted]
+    known = await _read_back(db, met, timeout)
+    answers |= {task.id: _known(task, known[task.id]) for task in met if task.id in known}
+    if gone := [task for task in met if task.id not in known]:
+        # What stood in their way has been removed since, by retention: their keys are free.
+        answers |= dict(zip([task.id for task in gone], await submit(db, gone, timeout=timeout), strict=True))
+    return [answers[task.id] for task in tasks]
 
 
 async def find_by_key(db: Database, namespace: str, key: str) -> tuple[TaskRecord, bytes] | None:

@@ -43,6 +43,10 @@ republished_total = _counter("republished_total", "Publications repeated because
 dead_messages_removed_total = _counter(
     "dead_messages_removed_total", "Messages removed that were never to be delivered."
 )
+retention_removed_total = _counter("retention_removed_total", "Rows removed because their time was over.", "what")
+retention_overdue_seconds = _gauge(
+    "retention_overdue_seconds", "How much too long the oldest that is to be removed has been kept.", "what"
+)
 
 # -- consumer ---------------------------------------------------------------------------------------------------------
 claims_total = _counter("claims_total", "Units claimed; source is broker or postgres.", "source", "queue")

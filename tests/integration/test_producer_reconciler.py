@@ -185,7 +185,7 @@ async def test_a_confirmation_of_a_stream_that_is_no_more_is_not_noted(replica: 
     await publisher._publish(publisher._publisher, publisher._next_batch())
     await replica.bus.request("$JS.API.STREAM.DELETE.HEADRACE_TASKS")
     await apply(replica.bus, declared([QUEUE]))
-    await publisher._mark()
+    await publisher._mark(0.0)
     assert (await row_of(replica.db, task.id))["published_in"] is None
 
 

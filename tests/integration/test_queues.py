@@ -15,6 +15,7 @@ from headrace_core.tasks.outcome import error_json
 from headrace_core.tasks.publication import take_unpublished
 from headrace_core.tasks.settle import settle
 from tests.factories import a_holder, claimed, events_of, planned, row_of, submitted
+from tests.integration.status_rig import new_id
 
 
 @pytest_asyncio.fixture
@@ -59,6 +60,24 @@ async def test_a_paused_queue_is_published_only_after_the_resume(db: Database) -
     assert await take_unpublished(db, 10, 0.0) == []
     await queues.resume(db, "slow")
     assert [item.unit_id.task_id for item in await take_unpublished(db, 10, 0.0)] == [task.id]
+
+
+async def test_rates_of_a_busy_minute_are_those_of_the_newest_tasks(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queues, "RATE_SAMPLE", 3)
+    now_and_before = [
+        await submitted(db, id=new_id(), queue=queue) for queue in ("slow", "default", "default", "default")
+    ]
+    holder = a_holder()
+    for task in now_and_before[1:3]:
+        await settle(db, [Complete((await claimed(db, holder, task.id)).lease, b"1")])
+    # The newest three of the four took two seconds; the fourth, of another queue, is none of them.
+    await db.execute("update headrace_core.units set created_at = now() - interval '2 seconds'")
+    rates = {figures.settings.name: figures for figures in await queues.read_figures(db)}
+    assert 1.4 < rates["default"].submit_rate <= 3 / 2
+    assert rates["slow"].submit_rate == 0.0
+    assert rates["default"].finish_rate == pytest.approx(2 / 60)
 
 
 async def test_the_figures_of_a_queue(db: Database) -> None:

@@ -15,6 +15,7 @@ from headrace_core.tasks.model import Complete, Fail, Reschedule, TaskState
 from headrace_core.tasks.reading import (
     NEWEST,
     TaskFilter,
+    ended_matching,
     get_full_task,
     has_schema,
     list_tasks,
@@ -89,6 +90,60 @@ async def test_pages_lose_and_repeat_nothing_while_tasks_arrive(db: Database) ->
         before = page[-1].id
         await submitted(db, id=new_id())  # newer than every page to come
     assert seen == ids[::-1]
+
+
+@pytest.fixture
+async def one_connection(database_url: str) -> AsyncIterator[Database]:
+    """Statistics are kept by connection until they are flushed: what is measured takes the same one."""
+    database = Database(database_url, max_size=1)
+    await database.open()
+    yield database
+    await database.close()
+
+
+async def test_a_few_open_tasks_are_found_among_many_that_ended_without_reading_those(
+    one_connection: Database,
+) -> None:
+    db = one_connection
+    waiting, running, lost = sorted([(await submitted(db, id=new_id())).id for _ in range(3)])
+    await claimed(db, HOLDER, running)
+    await settle(db, [Fail((await claimed(db, HOLDER, lost)).lease, "failure", "NON_RETRYABLE", ERROR)])
+    await db.execute(
+        "insert into headrace_core.units (task_id, unit, namespace, kind, queue, priority, payload, due_at, ended_at,"
+        " state, max_attempts, max_crashes)"
+        " select ('ffffffff' || substr(gen_random_uuid()::text, 9))::uuid, -1, 'default', 'plain', 'default', 2, '{}',"
+        " now(), now(), 'COMPLETED', 3, 3 from generate_series(1, 20000)"
+    )
+    await db.execute("analyze headrace_core.units")
+    read_before = await _blocks_read(db)
+    for states, found in [
+        ((TaskState.PENDING, TaskState.PROCESSING), [running, waiting]),
+        ((TaskState.PROCESSING,), [running]),
+        ((TaskState.FAILED, TaskState.PENDING), [lost, waiting]),
+    ]:
+        assert [task.id for task in await list_tasks(db, TaskFilter(states=states), limit=50)] == found
+    assert await _blocks_read(db) - read_before < 100
+
+
+async def _blocks_read(db: Database) -> int:
+    """Blocks of the table of units that this database's backends have looked at, so far."""
+    await db.fetch("select pg_stat_force_next_flush()")
+    (row,) = await db.fetch(
+        "select heap_blks_read + heap_blks_hit as n from pg_statio_user_tables where relname = 'units'"
+    )
+    return int(row["n"])
+
+
+async def test_what_ended_lately_is_found_however_it_ended(db: Database) -> None:
+    before = datetime.now(UTC) - timedelta(minutes=1)
+    done, lost, waiting = [(await submitted(db, id=new_id())).id for _ in range(3)]
+    await run_task(db, HOLDER, done, outputs=0)
+    await settle(db, [Fail((await claimed(db, HOLDER, lost)).lease, "failure", "NON_RETRYABLE", ERROR)])
+    found = await ended_matching(db, TaskFilter(), before, limit=10)
+    assert list(found) == [lost, done]
+    assert waiting not in found
+    assert list(await ended_matching(db, TaskFilter(), before, limit=1)) == [lost]
+    assert await ended_matching(db, TaskFilter(), before + timedelta(hours=1), limit=10) == {}
 
 
 async def test_filters(db: Database) -> None:

@@ -18,6 +18,7 @@ def test_nothing_set_gives_the_documented_defaults(tmp_path: Path) -> None:
     assert settings.listen == "127.0.0.1:50051"
     assert (settings.broker, settings.subject_prefix, settings.stream_prefix) == ("nats", "headrace", "HEADRACE")
     assert settings.grace_seconds == 20.0
+    assert (settings.retention_days, settings.retention_events_days) == (30.0, 7.0)
     assert list(settings.topology.queues) == ["default"]
 
 
@@ -81,6 +82,9 @@ def test_variables_that_kubernetes_makes_are_ignored(tmp_path: Path) -> None:
         ("BROKER", "kafka", "nats or none"),
         ("GRACE_SECONDS", "-1", "0 to 3600"),
         ("GRACE_SECONDS", "soon", "0 to 3600"),
+        ("RETENTION_DAYS", "0.01", "at least an hour"),
+        ("RETENTION_EVENTS_DAYS", "-1", "0 to 36500"),
+        ("RETENTION_SHARE", "0", "more than 0"),
         ("LOG_LEVEL", "loud", "debug or info or warning or error"),
         ("SUBJECT_PREFIX", "a.b", "A-Z"),
     ],

@@ -11,13 +11,22 @@ with subjects as (
     select c.task_id, c.unit, row_number() over (partition by s.queue, s.level order by c.due_at) as turn
     from subjects s
     cross join lateral (
-        select u.task_id, u.unit, u.due_at
-        from headrace_core.units u
-        where u.state = 'PENDING' and u.published_in is null and u.due_at <= now()
-          and u.queue = s.queue and (case when u.resumed then 0 else u.priority end) = s.level
-          and (u.offered_at is null or u.offered_at < now() - %(grace)s * interval '1 second')
-        order by u.due_at
-        limit %(limit)s
+        (select u.task_id, u.unit, u.due_at
+         from headrace_core.units u
+         where u.state = 'PENDING' and u.published_in is null and u.due_at <= now()
+           and u.queue = s.queue and (case when u.resumed then 0 else u.priority end) = s.level
+           and coalesce(u.offered_at, '-infinity') = '-infinity'
+         order by u.due_at
+         limit %(limit)s)
+        union all
+        (select u.task_id, u.unit, u.due_at
+         from headrace_core.units u
+         where u.state = 'PENDING' and u.published_in is null and u.due_at <= now()
+           and u.queue = s.queue and (case when u.resumed then 0 else u.priority end) = s.level
+           and coalesce(u.offered_at, '-infinity') > '-infinity'
+           and coalesce(u.offered_at, '-infinity') < now() - %(grace)s * interval '1 second'
+         order by coalesce(u.offered_at, '-infinity')
+         limit %(limit)s)
     ) c
     order by turn
     limit %(limit)s

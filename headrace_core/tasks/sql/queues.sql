@@ -40,14 +40,33 @@ where %(name)s::text is null or q.name = %(name)s
 order by q.name;
 
 -- name: rates
--- Tasks accepted and ended within the last minute, by queue. Ids sort by time: the accepted ones are a
--- range of the primary key from `since`, an id of a minute ago.
+-- Tasks accepted and ended within the last minute, by queue. Ids sort by time: the accepted ones are a range of the primary
+-- key from `since`, an id of a minute ago. Of more than `sample` the newest are counted, over the time that they took: a
+-- minute of a busy system is a million rows.
+with accepted as (
+    select queue, created_at from headrace_core.units
+    where unit = -1 and task_id >= %(since)s
+    order by task_id desc limit %(sample)s
+), ended as (
+    select queue, ended_at from (
+        (select queue, ended_at from headrace_core.units
+         where unit = -1 and ended_at is not null and state <> 'FAILED' and ended_at > now() - interval '1 minute'
+         order by ended_at desc limit %(sample)s)
+        union all
+        (select queue, ended_at from headrace_core.units
+         where unit = -1 and ended_at is not null and state = 'FAILED' and ended_at > now() - interval '1 minute'
+         order by ended_at desc limit %(sample)s)
+    ) as both_ends order by ended_at desc limit %(sample)s
+), spans as (
+    select (select case when count(*) < %(sample)s then 60 else extract(epoch from now() - min(created_at)) end from accepted)
+               as accepting,
+           (select case when count(*) < %(sample)s then 60 else extract(epoch from now() - min(ended_at)) end from ended)
+               as ending
+)
 select q.name,
-       (select count(*) from headrace_core.units u
-        where u.queue = q.name and u.unit = -1 and u.task_id >= %(since)s) as submitted,
-       (select count(*) from headrace_core.units u
-        where u.queue = q.name and u.unit = -1 and u.ended_at > now() - interval '1 minute') as ended
-from headrace_core.queues q
+       (select count(*) from accepted a where a.queue = q.name) / greatest(s.accepting, 0.001)::float8 as submit_rate,
+       (select count(*) from ended e where e.queue = q.name) / greatest(s.ending, 0.001)::float8 as finish_rate
+from headrace_core.queues q, spans s
 where %(name)s::text is null or q.name = %(name)s;
 
 -- name: pause

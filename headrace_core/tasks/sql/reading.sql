@@ -31,13 +31,18 @@ limit %(limit)s;
 
 -- name: list_tasks
 -- A page of tasks, newest first. `floor` and `before` bound the ids, so that a window in time reads no more than itself.
+-- The states one by one: each that is asked for brings its partial index, so that a few waiting or failed tasks are found
+-- among millions that completed.
 select *
 from headrace_core.task_records
 where id < %(before)s and id >= %(floor)s
   and (%(namespace)s::text is null or namespace = %(namespace)s)
   and (%(kind)s::text is null or kind = %(kind)s)
   and (%(queue)s::text is null or queue = %(queue)s)
-  and (%(states)s::text[] is null or state = any(%(states)s))
+  and (%(states)s::text[] is null
+       or state = 'PENDING' and 'PENDING' = any(%(states)s) or state = 'PROCESSING' and 'PROCESSING' = any(%(states)s)
+       or state = 'FAILED' and 'FAILED' = any(%(states)s) or state = 'COMPLETED' and 'COMPLETED' = any(%(states)s)
+       or state = 'CANCELLED' and 'CANCELLED' = any(%(states)s) or state = 'EXPIRED' and 'EXPIRED' = any(%(states)s))
   and (%(created_after)s::timestamptz is null or created_at >= %(created_after)s)
   and (%(created_before)s::timestamptz is null or created_at < %(created_before)s)
 order by id desc
@@ -52,7 +57,10 @@ where id < %(before)s and id >= %(floor)s
   and (%(namespace)s::text is null or namespace = %(namespace)s)
   and (%(kind)s::text is null or kind = %(kind)s)
   and (%(queue)s::text is null or queue = %(queue)s)
-  and (%(states)s::text[] is null or state = any(%(states)s))
+  and (%(states)s::text[] is null
+       or state = 'PENDING' and 'PENDING' = any(%(states)s) or state = 'PROCESSING' and 'PROCESSING' = any(%(states)s)
+       or state = 'FAILED' and 'FAILED' = any(%(states)s) or state = 'COMPLETED' and 'COMPLETED' = any(%(states)s)
+       or state = 'CANCELLED' and 'CANCELLED' = any(%(states)s) or state = 'EXPIRED' and 'EXPIRED' = any(%(states)s))
   and (%(created_after)s::timestamptz is null or created_at >= %(created_after)s)
   and (%(created_before)s::timestamptz is null or created_at < %(created_before)s)
 order by id desc
@@ -86,16 +94,28 @@ order by task_id desc
 limit %(limit)s;
 
 -- name: ended_matching
--- Tasks that match a filter and ended at a time or later, the newest first.
-select task_id, sequence, state
-from headrace_core.units
-where unit = -1 and ended_at is not null and ended_at >= %(since)s
-  and labels @> %(labels)s::jsonb
-  and (%(namespace)s::text is null or namespace = %(namespace)s)
-  and (%(kind)s::text is null or kind = %(kind)s)
-  and (%(queue)s::text is null or queue = %(queue)s)
-  and (%(created_after)s::timestamptz is null or created_at >= %(created_after)s)
-  and (%(created_before)s::timestamptz is null or created_at < %(created_before)s)
+-- Tasks that match a filter and ended at a time or later, the newest first. FAILED has an index of its own.
+select task_id, sequence, state from (
+    (select task_id, sequence, state, ended_at from headrace_core.units
+    where unit = -1 and ended_at is not null and state <> 'FAILED' and ended_at >= %(since)s
+      and labels @> %(labels)s::jsonb
+      and (%(namespace)s::text is null or namespace = %(namespace)s)
+      and (%(kind)s::text is null or kind = %(kind)s)
+      and (%(queue)s::text is null or queue = %(queue)s)
+      and (%(created_after)s::timestamptz is null or created_at >= %(created_after)s)
+      and (%(created_before)s::timestamptz is null or created_at < %(created_before)s)
+    order by ended_at desc limit %(limit)s)
+    union all
+    (select task_id, sequence, state, ended_at from headrace_core.units
+    where unit = -1 and ended_at is not null and state = 'FAILED' and ended_at >= %(since)s
+      and labels @> %(labels)s::jsonb
+      and (%(namespace)s::text is null or namespace = %(namespace)s)
+      and (%(kind)s::text is null or kind = %(kind)s)
+      and (%(queue)s::text is null or queue = %(queue)s)
+      and (%(created_after)s::timestamptz is null or created_at >= %(created_after)s)
+      and (%(created_before)s::timestamptz is null or created_at < %(created_before)s)
+    order by ended_at desc limit %(limit)s)
+) as ended
 order by ended_at desc
 limit %(limit)s;
 
