@@ -15,7 +15,7 @@ MINUTES ?= 3
 SEED ?=
 export PYTHON FILE QUESTIONS
 
-.PHONY: help setup demo dev test faults faults-checker lint types generate check-generated check-stubs-floor release-image lock clean
+.PHONY: help setup demo dev test faults faults-checker bench bench-peers lint types generate check-generated check-stubs-floor release-image lock clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)$$/\1\t\2/' \
@@ -38,6 +38,15 @@ faults: setup ## Prove the promises under real faults (MINUTES=3, SEED=…, ARGS
 
 faults-checker: setup ## Prove the proof: deliberately broken services, and each is caught (about four minutes).
 	@$(BIN)/python -m pytest tests/faults -m faults $(ARGS)
+
+bench: setup ## Measure Headrace beside its references (QUICK=1: all in two minutes; ROUNDS=3, ARGS="--only end_to_end,idle").
+	@$(BIN)/python -m bench $(if $(QUICK),--quick) $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
+
+bench-peers: setup ## Measure other task queues beside Headrace (PEERS=pgqueuer,taskiq, ROUNDS=3, TASKS=5000).
+	@bash $(SETUP)/environment.sh .venv-peers peers.lock
+	@bash $(SETUP)/environment.sh .venv-peers-arq peers-arq.lock
+	@$(BIN)/python -m bench.peers $(if $(PEERS),--peers $(PEERS)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
+		$(if $(TASKS),--tasks $(TASKS))
 
 lint: setup ## Check style, architecture, protos, scripts.
 	@$(BIN)/ruff check .
@@ -69,6 +78,6 @@ lock: ## Resolve all locks anew.
 	@bash $(SETUP)/lock.sh
 
 clean: ## Remove environments, caches and the local stack's data.
-	@rm -rf .venv .venv-gen .venv-floor .headrace build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache \
+	@rm -rf .venv .venv-gen .venv-floor .venv-peers .venv-peers-arq .headrace build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache \
 		.hypothesis .import_linter_cache .generated.*
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

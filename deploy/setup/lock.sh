@@ -37,3 +37,6 @@ resolve model.lock deploy/setup/locks/model.in --no-deps
 resolve generate.lock deploy/setup/locks/generate.in
 # The oldest of everything that the SDK says it runs with (pyproject.toml, dependencies).
 resolve floor.lock pyproject.toml --resolution lowest-direct
+# The task queues that bench/peers measures beside Headrace.
+resolve peers.lock deploy/setup/locks/peers.in
+resolve peers-arq.lock deploy/setup/locks/peers-arq.in

@@ -1,0 +1,1 @@
+"""The strongest other task queues, measured beside Headrace on the same work."""
