@@ -125,9 +125,7 @@ class TaskPublisher:
         return [item for item in taken if item.subject_suffix not in refused] if refused else taken
 
     async def _publish(self, publisher: Publisher, batch: list[Publication]) -> None:
-        messages = [
-            OutgoingMessage(self._names.task_subject(item.subject_suffix), item.body, item.message_id) for item in batch
-        ]
+        messages = [self._message(item) for item in batch]
         sent_to = await self._known_incarnation()
         results = await publisher.publish(messages)
         for item, result in zip(batch, results, strict=True):
@@ -150,6 +148,10 @@ class TaskPublisher:
                 break
             batch.append(self._unmarked.popleft())
         return batch
+
+    def _message(self, item: Publication) -> OutgoingMessage:
+        message_id, body = item.encoded()
+        return OutgoingMessage(self._names.task_subject(item.subject_suffix), body, message_id)
 
     async def _known_incarnation(self) -> int | None:
         """Of the stream, from before a publication; None if nobody can say now: then nothing is marked."""

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from headrace.v1 import producer_pb2
 from headrace_core.db.pool import Database
 from headrace_core.errors import DatabaseUnavailable, DomainError, InvalidFields, KeyReused, Violation
-from headrace_core.rpc.convert import task_message
+from headrace_core.rpc.convert import fill_task
 from headrace_core.rpc.status import status_of
 from headrace_core.tasks.model import NewTask, Submitted
 from headrace_core.tasks.submit import find_by_key
@@ -51,7 +51,10 @@ class Submission:
             said = f"there are {len(messages)}; 1 to {MAX_REQUESTS} are allowed"
             raise InvalidFields.of([Violation("requests", said)])
         answers = await self._submit(messages, within)
-        return producer_pb2.SubmitTasksResponse(results=[_result(answer) for answer in answers])
+        response = producer_pb2.SubmitTasksResponse()
+        for answer in answers:
+            _fill_result(response.results.add(), answer)
+        return response
 
     async def _submit(self, messages: Sequence[Request], within: float) -> list[Submitted | DomainError]:
         try:
@@ -114,12 +117,16 @@ def _checked(answer: Submitted | InvalidFields) -> Submitted | DomainError:
 
 
 def _response(answer: Submitted) -> producer_pb2.SubmitTaskResponse:
-    return producer_pb2.SubmitTaskResponse(task=task_message(answer.task), created=answer.created)
+    response = producer_pb2.SubmitTaskResponse(created=answer.created)
+    fill_task(response.task, answer.task)
+    return response
 
 
-def _result(answer: Submitted | DomainError) -> producer_pb2.SubmitTaskResult:
+def _fill_result(result: producer_pb2.SubmitTaskResult, answer: Submitted | DomainError) -> None:
     if isinstance(answer, Submitted):
-        return producer_pb2.SubmitTaskResult(response=_response(answer))
+        result.response.created = answer.created
+        fill_task(result.response.task, answer.task)
+        return
     status = status_of(answer)
     error = producer_pb2.SubmitError(code=status.code, message=status.message, details=status.details)
-    return producer_pb2.SubmitTaskResult(error=error)
+    result.error.CopyFrom(error)

@@ -21,6 +21,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import args_row, dict_row
 from psycopg_pool import AsyncConnectionPool
 
+from headrace_core.db import arrays
 from headrace_core.db.errors import DatabaseUnavailable, is_repeatable, is_shortage, translate
 
 Row = dict[str, Any]
@@ -227,6 +228,7 @@ def _now() -> float:
 
 async def _configure(connection: AsyncConnection[Row]) -> None:
     connection.adapters.register_loader("json", _JsonText)
+    arrays.register(connection)
     connection.prepare_threshold = 2
     await connection.set_autocommit(True)
 

@@ -19,36 +19,62 @@ _REASONS = {name.removeprefix("REASON_"): number for name, number in error_pb2.R
 
 def task_message(record: TaskRecord) -> task_pb2.Task:
     """The basic view. `due_time` only while PENDING, and only if later than the creation: else there is no wait."""
-    waits = record.state == "PENDING" and record.due_at > record.created_at
-    return task_pb2.Task(
-        id=str(record.id),
-        namespace=record.namespace,
-        kind=record.kind,
-        queue=record.queue,
-        labels=record.labels,
-        priority=task_pb2.Priority.ValueType(record.priority),
-        idempotency_key=record.idempotency_key,
-        state=state_number(record.state),
-        reason=reason_number(record.reason),
-        generation=record.generation,
-        sequence=record.sequence,
-        attempts=record.attempt,
-        budgets=budgets_message(record),
-        progress=task_pb2.Progress(
-            fraction=_fraction(record),
-            message=record.message,
-            done_shards=record.done_shards,
-            total_shards=record.total_shards or 0,
-        ),
-        create_time=timestamp(record.created_at),
-        due_time=timestamp(record.due_at) if waits else None,
-        deadline=timestamp(record.deadline),
-        start_time=timestamp(record.started_at),
-        end_time=timestamp(record.ended_at),
-        update_time=timestamp(record.updated_at),
-        worker=record.worker,
-        error=error_message(record.error),
-    )
+    message = task_pb2.Task()
+    fill_task(message, record)
+    return message
+
+
+def fill_task(message: task_pb2.Task, record: TaskRecord) -> None:
+    """As `task_message`, into an empty message: a part of a larger one is filled where it stands, and not copied.
+
+    What is empty is not set, which is the same on the wire and takes half the time for a task that was just accepted.
+    """
+    message.id = str(record.id)
+    message.namespace = record.namespace
+    message.kind = record.kind
+    message.queue = record.queue
+    message.priority = task_pb2.Priority.ValueType(record.priority)
+    message.state = state_number(record.state)
+    message.generation = record.generation
+    message.sequence = record.sequence
+    if record.labels:
+        message.labels.update(record.labels)
+    if record.idempotency_key is not None:
+        message.idempotency_key = record.idempotency_key
+    _fill_budgets(message.budgets, record)
+    _fill_progress(message.progress, record)
+    message.create_time.CopyFrom(_known(record.created_at))
+    message.update_time.CopyFrom(_known(record.updated_at))
+    if record.state == "PENDING" and record.due_at > record.created_at:
+        message.due_time.CopyFrom(_known(record.due_at))
+    if record.deadline is not None:
+        message.deadline.CopyFrom(_known(record.deadline))
+    if record.attempt or record.ended_at is not None or record.reason:
+        _fill_history(message, record)
+
+
+def _fill_progress(message: task_pb2.Progress, record: TaskRecord) -> None:
+    message.SetInParent()
+    if fraction := _fraction(record):
+        message.fraction = fraction
+    if record.message:
+        message.message = record.message
+    if record.total_shards:
+        message.done_shards = record.done_shards
+        message.total_shards = record.total_shards
+
+
+def _fill_history(message: task_pb2.Task, record: TaskRecord) -> None:
+    """What a task has once it was started, or ended."""
+    message.reason = reason_number(record.reason)
+    message.attempts = record.attempt
+    message.worker = record.worker
+    if record.started_at is not None:
+        message.start_time.CopyFrom(_known(record.started_at))
+    if record.ended_at is not None:
+        message.end_time.CopyFrom(_known(record.ended_at))
+    if (error := error_message(record.error)) is not None:
+        message.error.CopyFrom(error)
 
 
 def full_task_message(full: FullTask) -> task_pb2.Task:
@@ -128,13 +154,17 @@ def unit_message(unit: int, *, plan: bool = False) -> task_pb2.Unit:
 
 def budgets_message(record: TaskRecord | ShardRecord) -> task_pb2.Budgets:
     """The charges and their limits."""
-    return task_pb2.Budgets(
-        failures=record.failures,
-        max_attempts=record.max_attempts,
-        crashes=record.crashes,
-        max_crashes=record.max_crashes,
-        interruptions=record.interruptions,
-    )
+    message = task_pb2.Budgets()
+    _fill_budgets(message, record)
+    return message
+
+
+def _fill_budgets(message: task_pb2.Budgets, record: TaskRecord | ShardRecord) -> None:
+    message.max_attempts = record.max_attempts
+    message.max_crashes = record.max_crashes
+    message.failures = record.failures
+    message.crashes = record.crashes
+    message.interruptions = record.interruptions
 
 
 def error_message(error: bytes | None) -> task_pb2.TaskError | None:
@@ -149,14 +179,14 @@ def error_message(error: bytes | None) -> task_pb2.TaskError | None:
     )
 
 
-@functools.lru_cache(maxsize=256)
 def timestamp(moment: datetime | None) -> Timestamp | None:
-    """An aware datetime, exact to the microsecond; None stays None. Never change the answer: it is shared.
+    """An aware datetime, exact to the microsecond; None stays None. Never change the answer: it may be shared."""
+    return None if moment is None else _known(moment)
 
-    All tasks of one commit were created at one moment.
-    """
-    if moment is None:
-        return None
+
+@functools.lru_cache(maxsize=256)
+def _known(moment: datetime) -> Timestamp:
+    """All tasks of one commit were created at one moment."""
     passed = moment - EPOCH
     return Timestamp(seconds=passed.days * 86_400 + passed.seconds, nanos=passed.microseconds * 1_000)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import uvloop
 
+from headrace_core.runtime import garbage
 from headrace_core.runtime.http import HttpServer
 from headrace_core.runtime.ops import ops_app
 from headrace_core.runtime.ready import remove_ready_file, write_ready_file
@@ -80,6 +81,7 @@ class _Process:
         try:
             ops_address = await ops.start()
             if await self._start(service):
+                garbage.settle()
                 self._announce(service, ops_address)
                 code = await self._wait(service, ops)
                 self._serving = False

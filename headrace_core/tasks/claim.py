@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from headrace_core.db import queries
+from headrace_core.db import arrays, queries
 from headrace_core.db.pool import Database, Transaction
 from headrace_core.tasks.model import (
     MERGE,
@@ -90,8 +90,8 @@ async def claim_due(
 def _params(unit_ids: Iterable[UnitId], holder: Holder) -> dict[str, Any]:
     distinct = sorted(set(unit_ids), key=in_order)
     return {
-        "tasks": [unit_id.task_id for unit_id in distinct],
-        "units": [unit_id.unit for unit_id in distinct],
+        "tasks": arrays.uuids([unit_id.task_id for unit_id in distinct]),
+        "units": arrays.ints([unit_id.unit for unit_id in distinct]),
         "holder": holder.id,
         "worker": holder.worker,
         "kinds": list(holder.kinds),

@@ -42,6 +42,9 @@ class Priority(IntEnum):
     HIGH = 3
 
 
+_LEVELS = {int(priority): priority.name.lower() for priority in Priority}
+
+
 class UnitId(NamedTuple):
     """Which unit of which task. Ordered: every batch locks its rows in this order."""
 
@@ -143,22 +146,23 @@ class Publication(NamedTuple):
     @property
     def subject_suffix(self) -> str:
         """`<queue>.<resume|high|normal|low>`."""
-        level = "resume" if self.resumed else Priority(self.priority).name.lower()
-        return f"{self.queue}.{level}"
+        return f"{self.queue}.resume" if self.resumed else f"{self.queue}.{_LEVELS[self.priority]}"
 
     @property
     def message_id(self) -> str:
         """The Nats-Msg-Id."""
-        return f"{self.unit_id.task_id}/{self.unit_id.unit}/{self.dispatch}"
+        return self.encoded()[0]
 
     @property
     def body(self) -> bytes:
         """Ids only: the payload stays in Postgres."""
-        return b'{"task":"%b","unit":%d,"dispatch":%d}' % (
-            str(self.unit_id.task_id).encode(),
-            self.unit_id.unit,
-            self.dispatch,
-        )
+        return self.encoded()[1]
+
+    def encoded(self) -> tuple[str, bytes]:
+        """Message id and body in one go."""
+        (task_id, unit), dispatch = self.unit_id, self.dispatch
+        task = str(task_id)
+        return f"{task}/{unit}/{dispatch}", f'{{"task":"{task}","unit":{unit},"dispatch":{dispatch}}}'.encode()
 
 
 class Delivered(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from headrace_core.db import queries
+from headrace_core.db import arrays, queries
 from headrace_core.db.pool import Database
 from headrace_core.tasks.model import Publication, TaskRecord, UnitId
 
@@ -41,9 +41,9 @@ async def mark_published(db: Database, incarnation: int, stored: Sequence[tuple[
     """
     params = {
         "incarnation": incarnation,
-        "tasks": [item.unit_id.task_id for item, _ in stored],
-        "units": [item.unit_id.unit for item, _ in stored],
-        "dispatches": [item.dispatch for item, _ in stored],
+        "tasks": arrays.uuids([item.unit_id.task_id for item, _ in stored]),
+        "units": arrays.ints([item.unit_id.unit for item, _ in stored]),
+        "dispatches": arrays.ints([item.dispatch for item, _ in stored]),
         "sequences": [sequence for _, sequence in stored],
     }
     await db.execute(_SQL["mark_published"], params)

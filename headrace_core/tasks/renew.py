@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from headrace_core.db import queries
+from headrace_core.db import arrays, queries
 from headrace_core.db.pool import Database
 from headrace_core.tasks.model import Lease, UnitId
 
@@ -30,11 +30,11 @@ async def save_checkpoint(db: Database, lease: Lease, data: bytes) -> bool:
     return await db.execute(_SQL["save_checkpoint"], params) == 1
 
 
-def lease_columns(leases: Sequence[Lease]) -> dict[str, list[Any]]:
+def lease_columns(leases: Sequence[Lease]) -> dict[str, Any]:
     """Leases as the four arrays that the statements unnest."""
     return {
-        "tasks": [lease.unit_id.task_id for lease in leases],
-        "units": [lease.unit_id.unit for lease in leases],
-        "epochs": [lease.epoch for lease in leases],
-        "holders": [lease.holder for lease in leases],
+        "tasks": arrays.uuids([lease.unit_id.task_id for lease in leases]),
+        "units": arrays.ints([lease.unit_id.unit for lease in leases]),
+        "epochs": arrays.ints([lease.epoch for lease in leases]),
+        "holders": arrays.uuids([lease.holder for lease in leases]),
     }

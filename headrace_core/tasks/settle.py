@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from uuid import UUID
 
-from headrace_core.db import queries
+from headrace_core.db import arrays, queries
 from headrace_core.db.pool import Database, Row, Transaction
 from headrace_core.tasks.model import (
     MERGE,
@@ -214,7 +214,7 @@ def _of(kind: type[T], settlements: Sequence[Settlement]) -> list[T]:
 
 
 def _completions(items: Sequence[Complete]) -> dict[str, Any]:
-    return lease_columns([item.lease for item in items]) | {"results": [item.result.decode() for item in items]}
+    return lease_columns([item.lease for item in items]) | {"results": arrays.texts([item.result for item in items])}
 
 
 def _text(value: bytes | None) -> str | None:

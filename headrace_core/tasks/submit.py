@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from headrace_core.db import queries
+from headrace_core.db import arrays, queries
 from headrace_core.db.pool import Database, Row
 from headrace_core.tasks.model import NewTask, Submitted, TaskRecord, TaskState
 from headrace_core.tasks.records import task_record
@@ -61,22 +61,38 @@ def _known(task: NewTask, row: Row) -> Submitted:
     )
 
 
-def _columns(tasks: Sequence[NewTask]) -> dict[str, list[Any]]:
+def _columns(tasks: Sequence[NewTask]) -> dict[str, Any]:
+    """The parameters of insert_tasks: what differs from task to task by task, what does not once, as a shape."""
+    shapes: dict[tuple[Any, ...], int] = {}
+    numbers = [shapes.setdefault(_shape(task), len(shapes) + 1) for task in tasks]
+    namespaces, kinds, queues, priorities, max_attempts, max_crashes = zip(*shapes, strict=True)
+    keys = [task.idempotency_key for task in tasks]
     return {
-        "ids": [task.id for task in tasks],
-        "namespaces": [task.namespace for task in tasks],
-        "kinds": [task.kind for task in tasks],
-        "queues": [task.queue for task in tasks],
-        "priorities": [int(task.priority) for task in tasks],
-        "payloads": [task.payload.decode() for task in tasks],
-        "fingerprints": [task.fingerprint for task in tasks],
-        "keys": [task.idempotency_key for task in tasks],
-        "labels": [json.dumps(task.labels) if task.labels else "{}" for task in tasks],
-        "run_ats": [task.run_at for task in tasks],
-        "deadlines": [task.deadline for task in tasks],
-        "max_attempts": [task.max_attempts for task in tasks],
-        "max_crashes": [task.max_crashes for task in tasks],
+        "ids": arrays.uuids([task.id for task in tasks]),
+        "payloads": arrays.texts([task.payload for task in tasks]),
+        "fingerprints": arrays.byteas([task.fingerprint for task in tasks]),
+        "shapes": arrays.ints(numbers),
+        "keys": arrays.texts([None if key is None else key.encode() for key in keys] if any(keys) else []),
+        "labels": arrays.texts(
+            [json.dumps(dict(task.labels)).encode() for task in tasks] if any(task.labels for task in tasks) else []
+        ),
+        "run_ats": _moments([task.run_at for task in tasks]),
+        "deadlines": _moments([task.deadline for task in tasks]),
+        "namespaces": list(namespaces),
+        "kinds": list(kinds),
+        "queues": list(queues),
+        "priorities": list(priorities),
+        "max_attempts": list(max_attempts),
+        "max_crashes": list(max_crashes),
     }
+
+
+def _shape(task: NewTask) -> tuple[Any, ...]:
+    return task.namespace, task.kind, task.queue, int(task.priority), task.max_attempts, task.max_crashes
+
+
+def _moments(moments: list[datetime | None]) -> list[datetime | None]:
+    return moments if any(moments) else []
 
 
 def _accepted(task: NewTask, row: Row) -> TaskRecord:

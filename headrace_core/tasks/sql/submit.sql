@@ -2,15 +2,19 @@
 -- Accept tasks, each with its first event. A key or an id that is known already is skipped: read it back afterwards.
 -- Ordered by key: two batches that share keys meet in one order.
 with asked as (
-    select * from unnest(
-        %(ids)b::uuid[], %(namespaces)b::text[], %(kinds)b::text[], %(queues)b::text[], %(priorities)b::int[],
-        %(payloads)b::text[], %(fingerprints)b::bytea[], %(keys)b::text[], %(labels)b::text[],
-        %(run_ats)b::timestamptz[], %(deadlines)b::timestamptz[], %(max_attempts)b::int[], %(max_crashes)b::int[]
-    ) as a (id, namespace, kind, queue, priority, payload, fingerprint, key, labels, run_at, deadline, max_attempts, max_crashes)
+    -- What most tasks do not have comes as an empty array: unnest fills it up with nulls.
+    select a.*, s.* from unnest(
+        %(ids)b::uuid[], %(payloads)b::text[], %(fingerprints)b::bytea[], %(shapes)b::int[], %(keys)b::text[], %(labels)b::text[],
+        %(run_ats)b::timestamptz[], %(deadlines)b::timestamptz[]
+    ) as a (id, payload, fingerprint, shape, key, labels, run_at, deadline)
+    join unnest(
+        %(namespaces)b::text[], %(kinds)b::text[], %(queues)b::text[], %(priorities)b::int[], %(max_attempts)b::int[],
+        %(max_crashes)b::int[]
+    ) with ordinality as s (namespace, kind, queue, priority, max_attempts, max_crashes, number) on s.number = a.shape
 ), inserted as (
     insert into headrace_core.units (task_id, unit, namespace, kind, queue, priority, payload, fingerprint, idempotency_key,
         labels, run_at, deadline, max_attempts, max_crashes, sequence, due_at, offered_at)
-    select id, -1, namespace, kind, queue, priority, payload::json, fingerprint, key, labels::jsonb, run_at, deadline,
+    select id, -1, namespace, kind, queue, priority, payload::json, fingerprint, key, coalesce(labels, '{}')::jsonb, run_at, deadline,
         max_attempts, max_crashes, 1, greatest(run_at, now()), case when run_at > now() then null else now() end
     from asked order by namespace, key, id
     on conflict do nothing
