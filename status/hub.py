@@ -46,6 +46,7 @@ class Hub:
         self._buffered = 0
         self._draining: Draining | None = None
         self._last_read = 0.0
+        self._last_batch = 0
 
     # -- streams come and go --------------------------------------------------------------------------------------
 
@@ -182,7 +183,9 @@ class Hub:
                 retry = 0.0
 
     def _collecting(self) -> float:
-        """How long to wait for company: a lone wake is read at once, the next one a moment later with others."""
+        """How long to wait for company: not at all while few tasks have news, a moment where many do."""
+        if self._last_batch < self.limits.crowd:
+            return 0.0
         loop = asyncio.get_running_loop()
         return max(0.0, self._last_read + self.limits.collect - loop.time())
 
@@ -205,6 +208,7 @@ class Hub:
 
     async def _read(self, batch: list[Topic]) -> None:
         self._last_read = asyncio.get_running_loop().time()
+        self._last_batch = len(batch)
         limits = self.limits
         rows = await read_events(
             self._db,

@@ -45,7 +45,9 @@ class WatchLimits:
     read_tasks: int = 5_000
     """Tasks asked for in one read."""
     collect: float = 0.004
-    """A read that follows the last one within this time waits for others to join it; a lone wake is read at once."""
+    """A read that follows a large one within this time waits for others to join it."""
+    crowd: int = 20
+    """Tasks in one read from which on the next one waits for company. Fewer cost less than the wait would annoy."""
     filter_tasks: int = 10_000
     """Unfinished tasks that a filter watch begins with, the newest."""
     discover: float = 0.05

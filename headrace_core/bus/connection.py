@@ -156,8 +156,10 @@ class Bus:
         """Send many commands in one piece, as `send` does one. Raises BusUnavailable while disconnected."""
         client = self._live_client()
         try:
-            await client._send_command(b"".join(commands))
-            await client._flush_pending()
+            data = b"".join(commands)
+            if not client.write_now(data):
+                await client._send_command(data)
+                await client._flush_pending()
         except CLIENT_ERRORS as error:
             raise from_client("publish", error) from error
 

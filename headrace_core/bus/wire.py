@@ -14,11 +14,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from nats.aio.client import Client
+from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
 
 from headrace_core.bus.errors import CLIENT_ERRORS, RequestRefused
 from headrace_core.telemetry import logs
 
 VERSION = b"NATS/1.0"
+WRITE_BUFFER = 64 * 1024
+"""Bytes that the connection has not taken yet, at which commands wait their turn."""
 _BAD_SUBJECT = re.compile(r"[ \t\r\n]|^$")
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _log = logs.get("headrace.bus")
@@ -42,12 +45,61 @@ class Incoming:
         return parse_headers(self._raw_headers) if self._raw_headers else {}
 
 
+class DirectParser(Parser):
+    """The library's parser, which first hands out whole messages for direct subscriptions: a third of its cost each.
+
+    Everything else, and what follows it in the same piece, is left to the library.
+    """
+
+    nc: DirectClient
+
+    async def parse(self, data: bytes = b"") -> None:
+        """Take what the connection has brought."""
+        if self.state == AWAITING_CONTROL_LINE:
+            if self.buf:
+                data = bytes(self.buf) + data
+                self.buf.clear()
+            taken, is_complete = self._hand_out(data)
+            data = data[taken:]
+            if not is_complete:
+                self.buf.extend(data)
+                return
+        if data:
+            await super().parse(data)
+
+    def _hand_out(self, data: bytes) -> tuple[int, bool]:
+        """Call the callbacks of the messages that `data` begins with.
+
+        How many bytes they were, and False if what follows is the beginning of such a message.
+        """
+        at, direct = 0, self.nc.direct
+        while data.startswith((b"MSG ", b"HMSG "), at):
+            line_end = data.find(b"\r\n", at)
+            if line_end < 0:
+                return at, True
+            words = data[at:line_end].split(b" ")
+            has_headers = words[0] == b"HMSG"
+            callback = direct.get(int(words[2]))
+            if callback is None:
+                return at, True
+            start, size = line_end + 2, int(words[-1])
+            if len(data) < start + size + 2:
+                return at, False
+            body = start + int(words[-2]) if has_headers else start
+            reply = words[3].decode() if len(words) == (6 if has_headers else 5) else ""
+            headers = data[start:body] if has_headers else None
+            callback(Incoming(words[1].decode(), reply, data[body : start + size], headers))
+            at = start + size + 2
+        return at, True
+
+
 class DirectClient(Client):
     """A client whose messages for the subscriptions in `direct` (by number) go straight to a plain function."""
 
     def __init__(self) -> None:
         super().__init__()
         self.direct: dict[int, Callable[[Incoming], None]] = {}
+        self._ps = DirectParser(self)
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
         callback = self.direct.get(sid)
@@ -55,6 +107,19 @@ class DirectClient(Client):
             await super()._process_msg(sid, subject, reply, data, headers)  # type: ignore[arg-type]
         else:
             callback(Incoming(subject.decode(), reply.decode(), data, headers))
+
+    def write_now(self, data: bytes) -> bool:
+        """Write commands at once, without the detour over the flusher's task; False if something is to go before them.
+
+        That is so while commands wait for the flusher, and while the connection takes no more: then it bounds them.
+        """
+        writer: asyncio.StreamWriter | None = getattr(self._transport, "_io_writer", None)
+        if self._pending or writer is None or not self.is_connected:
+            return False
+        if writer.transport.get_write_buffer_size() > WRITE_BUFFER:
+            return False
+        writer.write(data)
+        return True
 
     async def _flush_pending(self, force_flush: bool = False) -> Any:
         """See that what is buffered is written soon, without ever waiting for that.
