@@ -14,6 +14,7 @@ from headrace_core.runtime.supervisor import Supervisor
 from headrace_core.settings.environment import ServiceSettings
 from headrace_core.settings.errors import SettingsError
 from headrace_core.tasks import queues
+from headrace_core.tasks.figures import Figures
 from headrace_core.telemetry import logs
 from producer.admission import Admission
 from producer.announcing import Announcer
@@ -50,6 +51,7 @@ class ProducerService:
         self._db = Database(settings.database_url, max_size=POOL_SIZE)
         self._bus = Bus(settings.nats_url, name="producer") if settings.broker == "nats" else None
         self._kinds = KnownKinds(self._db)
+        self._figures = Figures(lambda: queues.read_figures(self._db))
         self._loads = QueueLoads(self._db)
         self._publisher = TaskPublisher(self._db, self._bus, names)
         self._announcer = Announcer(self._bus, names)
@@ -109,6 +111,7 @@ class ProducerService:
         await self._supervisor.stop()
         await self._publisher.close()
         await self._relay.close()
+        await self._figures.close()
         if self._bus is not None:
             await self._bus.close()
         await self._db.close()
@@ -152,7 +155,7 @@ class ProducerService:
         )
         server.add(
             queue_pb2_grpc.add_QueueServiceServicer_to_server,
-            QueueServicer(self._db, self._loads, self._relay, self._announcer),
+            QueueServicer(self._db, self._figures, self._loads, self._relay, self._announcer),
             "headrace.v1.QueueService",
         )
         return server

@@ -13,6 +13,7 @@ from headrace_core.db.pool import Database
 from headrace_core.errors import InvalidFields, UnknownQueue, Violation
 from headrace_core.rpc.queues import queue_message
 from headrace_core.tasks import queues
+from headrace_core.tasks.figures import Figures
 from producer.announcing import Announcer
 from producer.arguments import answered_within
 from producer.queue_loads import QueueLoads
@@ -27,8 +28,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class QueueServicer(queue_pb2_grpc.QueueServiceServicer):
     """Shows and steers queues."""
 
-    def __init__(self, db: Database, loads: QueueLoads, relay: Relay, announcer: Announcer) -> None:
+    def __init__(self, db: Database, figures: Figures, loads: QueueLoads, relay: Relay, announcer: Announcer) -> None:
         self._db = db
+        self._figures = figures
         self._loads = loads
         self._relay = relay
         self._announcer = announcer
@@ -39,14 +41,14 @@ class QueueServicer(queue_pb2_grpc.QueueServiceServicer):
         context: Context,
     ) -> pb.ListQueuesResponse:
         async with answered_within(context):
-            found = await queues.read_figures(self._db)
+            found = await self._figures.all()
         return pb.ListQueuesResponse(queues=[queue_message(figures) for figures in found])
 
     async def GetQueue(  # noqa: D102, N802
         self, request: pb.GetQueueRequest, context: Context
     ) -> pb.GetQueueResponse:
         async with answered_within(context):
-            return pb.GetQueueResponse(queue=await self._look(_name(request.name)))
+            return pb.GetQueueResponse(queue=queue_message(await self._figures.of(_name(request.name))))
 
     async def PauseQueue(  # noqa: D102, N802
         self, request: pb.PauseQueueRequest, context: Context
@@ -69,12 +71,11 @@ class QueueServicer(queue_pb2_grpc.QueueServiceServicer):
         self, request: pb.PurgeQueueRequest, context: Context
     ) -> pb.PurgeQueueResponse:
         async with answered_within(context, LONGEST_PURGE):
-            await self._look(_name(request.name))
+            await self._figures.of(_name(request.name))
             return pb.PurgeQueueResponse(purged=await self._purge(request.name))
 
     async def _look(self, name: str) -> pb.Queue:
-        (figures,) = await queues.read_figures(self._db, name)
-        return queue_message(figures)
+        return queue_message(await self._figures.of(name, fresh=True))
 
     async def _purge(self, name: str) -> int:
         """What was there when the call came. Each batch is a transaction of its own; a call that breaks off leaves the

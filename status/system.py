@@ -19,6 +19,7 @@ from headrace_core.db.pool import Database
 from headrace_core.errors import DatabaseUnavailable
 from headrace_core.rpc.convert import timestamp
 from headrace_core.rpc.queues import duration, queue_message
+from headrace_core.tasks.figures import Figures
 from headrace_core.tasks.kinds import ConsumerRow, Inference, live_consumers, read_inference
 from headrace_core.tasks.queues import QueueFigures, read_figures
 from status.health import HEALTHY, UNHEALTHY, Parts, judge
@@ -47,6 +48,7 @@ class System:
 
     def __init__(self, db: Database, bus: Bus | None, names: StreamNames) -> None:
         self._db = db
+        self._figures = Figures(lambda: read_figures(db))
         self._database: Probe[_FromDatabase] = Probe("Postgres", self._ask_database)
         self._inference: Probe[Inference | None] = Probe("Postgres", lambda: read_inference(db))
         self._bus = bus
@@ -60,6 +62,7 @@ class System:
         for probe in (self._database, self._inference, self._broker):
             if probe is not None:
                 await probe.close()
+        await self._figures.close()
 
     async def status(self) -> status_pb2.SystemStatus:
         """How the system is; within 2 s whatever hangs. Never raises for a part that is away."""
@@ -102,7 +105,7 @@ class System:
         return view or _silent(self._bus, why)
 
     async def _ask_database(self) -> _FromDatabase:
-        return _FromDatabase(await read_figures(self._db), await live_consumers(self._db))
+        return _FromDatabase(await self._figures.all(), await live_consumers(self._db))
 
 
 def _silent(bus: Bus, why: str) -> BrokerView:

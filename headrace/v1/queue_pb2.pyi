@@ -16,7 +16,9 @@ DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
 @typing.final
 class Queue(google.protobuf.message.Message):
-    """A queue and its figures, at most 1 s old."""
+    """A queue and its figures, at most 1 s old; with more than some 50,000 tasks waiting, whose counting takes a while, at most
+    15 s.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -44,9 +46,9 @@ class Queue(google.protobuf.message.Message):
     dead_letters: builtins.int
     """Open dead letters."""
     submit_rate: builtins.float
-    """Accepted per second over the last minute."""
+    """Accepted per second over the last minute, or over the time that the newest few thousand tasks of all queues took."""
     finish_rate: builtins.float
-    """Ended per second over the last minute, whatever the end."""
+    """Ended per second, as above, whatever the end."""
     @property
     def oldest_age(self) -> google.protobuf.duration_pb2.Duration:
         """Since when the oldest due task has been waiting; zero if none does."""

@@ -87,20 +87,20 @@ async def read_figures(db: Database, name: str | None = None) -> list[QueueFigur
 
     found = await db.run(work)
     if name is not None and not found:
-        raise _unknown(name)
+        raise unknown_queue(name)
     return found
 
 
 async def pause(db: Database, name: str) -> None:
     """Start nothing more of the queue. Idempotent. Raises UnknownQueue."""
     if not await db.fetch(_SQL["pause"], {"name": name}):
-        raise _unknown(name)
+        raise unknown_queue(name)
 
 
 async def resume(db: Database, name: str) -> None:
     """Go on. Idempotent. Raises UnknownQueue."""
     if not await db.fetch(_SQL["resume"], {"name": name}):
-        raise _unknown(name)
+        raise unknown_queue(name)
 
 
 async def purge(db: Database, name: str, before: datetime, *, last_look: bool = False) -> list[Wake]:
@@ -142,5 +142,6 @@ def _figures(row: Row, rates: Row | None) -> QueueFigures:
     )
 
 
-def _unknown(name: str) -> UnknownQueue:
+def unknown_queue(name: str) -> UnknownQueue:
+    """The error for a name that no queue has."""
     return UnknownQueue(f"no queue {name!r} is declared; declare it in headrace.toml", metadata={"queue": name})
