@@ -1,0 +1,1 @@
+"""One module for each measure: WHAT, FIGURES and `once`, see bench.measure."""
