@@ -58,8 +58,8 @@ async def test_without_postgres_a_batch_and_a_cancellation_are_unavailable_too(p
     await wire.cut()
     batch = producer_pb2.SubmitTasksRequest(requests=[request("a"), request("b")])
     refusals = await asyncio.gather(
-        refused(producer.tasks.SubmitTasks(batch, timeout=1)),
-        refused(producer.tasks.CancelTask(producer_pb2.CancelTaskRequest(id=task.id), timeout=1)),
+        refused(producer.tasks.SubmitTasks(batch, timeout=3)),
+        refused(producer.tasks.CancelTask(producer_pb2.CancelTaskRequest(id=task.id), timeout=3)),
     )
     assert {refusal.code for refusal in refusals} == {grpc.StatusCode.UNAVAILABLE}
     assert all(refusal.retry_after is not None for refusal in refusals)
@@ -68,7 +68,7 @@ async def test_without_postgres_a_batch_and_a_cancellation_are_unavailable_too(p
 async def test_an_unconfirmed_commit_is_no_ok_and_its_repetition_finds_the_task(producer: Harness, wire: Proxy) -> None:
     await producer.submit(idempotency_key="before")
     wire.hold_replies()
-    refusal = await refused(producer.tasks.SubmitTask(request(), timeout=1))
+    refusal = await refused(producer.tasks.SubmitTask(request(), timeout=3))
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "DATABASE_UNAVAILABLE")
     # The silent connections break, and new ones work: the commit that may have happened is repeated with its ids.
     await wire.cut()
