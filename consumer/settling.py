@@ -11,6 +11,7 @@ from consumer.attempt import Attempt
 from headrace_core.db.errors import DataRejected
 from headrace_core.db.pool import Database
 from headrace_core.errors import DatabaseUnavailable
+from headrace_core.runtime.pace import Pace
 from headrace_core.tasks.model import Complete, Fail, Plan, Settled, Settlement, Settlements
 from headrace_core.tasks.outcome import error_json
 from headrace_core.tasks.settle import settle
@@ -53,6 +54,7 @@ class Settler:
         self._waiting: list[_Waiting] = []
         self._arrived = asyncio.Event()
         self._in_flight = 0
+        self._pace = Pace()
 
     @property
     def pending(self) -> int:
@@ -68,7 +70,9 @@ class Settler:
         """Settle what arrives. A background task; a batch that it fails with is taken up by its next start."""
         while True:
             await self._arrived.wait()
+            await self._pace.gather()
             batch = self._next_batch()
+            self._pace.took(len(batch))
             self._in_flight = len(batch)
             del self._waiting[: len(batch)]
             if not self._waiting:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from headrace_core.db.errors import DataRejected
 from headrace_core.db.pool import Database
 from headrace_core.errors import DatabaseUnavailable, InvalidFields, ServerLimit, Violation
+from headrace_core.runtime.pace import Pace
 from headrace_core.tasks.model import NewTask, Submitted
 from headrace_core.tasks.submit import submit
 from headrace_core.telemetry import logs, metrics
@@ -83,6 +84,7 @@ class GroupCommit:
         self._waiting_bytes = 0
         self._commits: set[asyncio.Task[None]] = set()
         self._pace = _Pace()
+        self._gathering = Pace()
 
     async def submit(self, tasks: Sequence[NewTask], *, within: float) -> list[Answer]:
         """Commit `tasks`, one answer each, in order. An InvalidFields among them: Postgres refused that
@@ -127,8 +129,10 @@ class GroupCommit:
 
     async def _commit_while_waiting(self) -> None:
         try:
-            while batch := self._next_batch():
-                await self._commit_or_fail(batch)
+            while self._calls:
+                await self._gathering.gather()
+                if batch := self._next_batch():
+                    await self._commit_or_fail(batch)
         finally:
             # Without an await since nothing was waiting: a call that comes after this starts a commit of its own. A
             # callback of the task would run later, and a call in between would wait for a commit that has ended.
@@ -157,6 +161,7 @@ class GroupCommit:
             call.taken += 1
             if call.taken == len(call.tasks):
                 self._calls.popleft()
+        self._gathering.took(len(batch))
         return batch
 
     async def _commit(self, batch: list[_Place]) -> None:
@@ -167,9 +172,10 @@ class GroupCommit:
             await self._split(batch, error)
             return
         metrics.submit_batch_size.observe(len(batch))
-        self._on_committed([submitted for submitted in accepted if submitted.created])
+        # The callers first: what is announced and published can wait until their answers are on the wire.
         for (call, index), submitted in zip(batch, accepted, strict=True):
             call.resolve(index, submitted)
+        self._on_committed([submitted for submitted in accepted if submitted.created])
 
     async def _commit_until_known(self, batch: list[_Place]) -> list[Submitted]:
         tasks = [call.tasks[index] for call, index in batch]

@@ -16,6 +16,7 @@ from headrace_core.db.errors import DatabaseUnavailable
 from headrace_core.db.pool import Database
 from headrace_core.errors import Draining, ServerLimit
 from headrace_core.rpc.convert import event_message
+from headrace_core.runtime.pace import Pace
 from headrace_core.tasks.model import TERMINAL
 from headrace_core.tasks.reading import EventRecord, Position, read_events
 from headrace_core.telemetry import logs, metrics
@@ -45,8 +46,7 @@ class Hub:
         self._work = asyncio.Event()
         self._buffered = 0
         self._draining: Draining | None = None
-        self._last_read = 0.0
-        self._last_batch = 0
+        self._pace = Pace(limits.collect, limits.crowd)
 
     # -- streams come and go --------------------------------------------------------------------------------------
 
@@ -168,8 +168,10 @@ class Hub:
         retry = 0.0
         while True:
             await self._work.wait()
-            await asyncio.sleep(retry or self._collecting())
+            await asyncio.sleep(retry)
+            await self._pace.gather()
             batch = self._take_dirty()
+            self._pace.took(len(batch))
             try:
                 await self._read(batch)
             except DatabaseUnavailable as error:
@@ -181,13 +183,6 @@ class Hub:
                 if retry:
                     log.info("watches are served again", action="watch.database_back")
                 retry = 0.0
-
-    def _collecting(self) -> float:
-        """How long to wait for company: not at all while few tasks have news, a moment where many do."""
-        if self._last_batch < self.limits.crowd:
-            return 0.0
-        loop = asyncio.get_running_loop()
-        return max(0.0, self._last_read + self.limits.collect - loop.time())
 
     def _mark_dirty(self, topic: Topic) -> None:
         self._dirty[topic] = None
@@ -207,8 +202,6 @@ class Hub:
                 self._mark_dirty(topic)
 
     async def _read(self, batch: list[Topic]) -> None:
-        self._last_read = asyncio.get_running_loop().time()
-        self._last_batch = len(batch)
         limits = self.limits
         rows = await read_events(
             self._db,

@@ -19,6 +19,7 @@ from consumer.intake.mode import Mode
 from headrace_core.bus.puller import Message
 from headrace_core.db.pool import Database
 from headrace_core.errors import DatabaseUnavailable
+from headrace_core.runtime.pace import Pace
 from headrace_core.settings.queues import QueueSettings
 from headrace_core.tasks.claim import claim, claim_due
 from headrace_core.tasks.model import Claim, ClaimedUnit, Holder, Verdict, Wake
@@ -76,6 +77,7 @@ class QueueIntake:
         self._mode = mode
         self._on_wakes = on_wakes
         self._turnover = Turnover(slot_count)
+        self._pace = Pace()
         self._bucket = TokenBucket(queue.rate_limit, _now())
         self._wake = asyncio.Event()
         self._stopping = False
@@ -203,7 +205,10 @@ class QueueIntake:
             return
 
     async def _claim_delivered(self, levels: Levels, room: int) -> None:
+        if len(levels.buffer) < room:
+            await self._pace.gather()
         taken = levels.buffer.take(room)
+        self._pace.took(len(taken))
         self.slots.take(len(taken))
         try:
             claims, wakes = await claim(self._database, [item.delivered for _, item in taken], self._holder)
