@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from bench.measure import Scope
 from headrace_core.stack.dev import LocalStack, StackOptions, together
@@ -50,18 +51,23 @@ async def servers(scope: Scope) -> AsyncIterator[Servers]:
 
 @asynccontextmanager
 async def product(
-    scope: Scope, *, consumers: int = 1, producers: int = 1, config: str = ""
+    scope: Scope,
+    *,
+    consumers: int = 1,
+    producers: int = 1,
+    config: str = "",
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> AsyncIterator[LocalStack]:
     """Start the local stack with the kinds of bench.handlers in a fresh folder, all settings at their defaults.
 
-    `config`: a headrace.toml, for what the measure is about.
+    `config`, a headrace.toml, and `environment` are for what the measure is about.
     """
     with tempfile.TemporaryDirectory(dir=scope.folder, prefix="product-") as name:
         options = StackOptions(
             Path(name) / "data",
             consumers=consumers,
             handlers=(HANDLERS,),
-            environment=_configured(Path(name), config),
+            environment={**_configured(Path(name), config), **environment},
             working_folder=ROOT,
         )
         async with LocalStack(options.data_dir, options=options) as stack:

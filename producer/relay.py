@@ -33,6 +33,9 @@ from producer.reconciler import RECONCILE_SECONDS, Reconciler
 from producer.redrive import Redrive
 
 SWEEP_SECONDS = 0.25
+# Where nothing was accepted or found for a while, half as often: what becomes due by itself waits this much longer.
+QUIET_SWEEP_SECONDS = 0.5
+QUIET_AFTER_SECONDS = 10.0
 SWEEP_BATCH = 1000
 # Long enough that a publication which is under way is rarely repeated, and that most are claimed and need no mark. One
 # that was lost with its producer waits this long, or as long as idle consumers do before they look by themselves.
@@ -73,6 +76,7 @@ class Relay:
         self._loads = loads
         self._redrive = redrive
         self._nudged = asyncio.Event()
+        self._quiet_at = 0.0
         self._watch = LeaseWatch()
         self._letters = DeadLetterSync(db, bus, names) if bus is not None else None
 
@@ -105,6 +109,7 @@ class Relay:
 
     def committed(self, accepted: Sequence[Submitted]) -> None:
         """After a commit: publish what is due now, tell the watchers. Called by the group commit; never blocks."""
+        self._note_activity()
         tasks = [submitted.task for submitted in accepted]
         self._loads.note_accepted(task.queue for task in tasks)
         for (kind, queue), number in Counter((task.kind, task.queue) for task in tasks).items():
@@ -127,7 +132,12 @@ class Relay:
             return False
         found = await take_unpublished(self._db, limit, GRACE_SECONDS, self._publisher.full())
         self._publisher.offer(found)
+        if found:
+            self._note_activity()
         return len(found) == limit
+
+    def _note_activity(self) -> None:
+        self._quiet_at = asyncio.get_running_loop().time() + QUIET_AFTER_SECONDS
 
     async def expire_overdue(self) -> None:
         """End the tasks whose deadline has passed."""
@@ -172,8 +182,9 @@ class Relay:
             more = await _unless_database_is_away(self.sweep) or False
             if more:
                 continue
+            quiet = asyncio.get_running_loop().time() > self._quiet_at
             try:
-                async with asyncio.timeout(SWEEP_SECONDS):
+                async with asyncio.timeout(QUIET_SWEEP_SECONDS if quiet else SWEEP_SECONDS):
                     await self._nudged.wait()
             except TimeoutError:
                 continue
