@@ -33,8 +33,7 @@ from producer.reconciler import RECONCILE_SECONDS, Reconciler
 from producer.redrive import Redrive
 
 SWEEP_SECONDS = 0.25
-# Where nothing was accepted or found for a while, half as often: what becomes due by itself waits this much longer.
-QUIET_SWEEP_SECONDS = 0.5
+# Where nothing was accepted or found for so long, the frequent chores run half as often.
 QUIET_AFTER_SECONDS = 10.0
 SWEEP_BATCH = 1000
 # Long enough that a publication which is under way is rarely repeated, and that most are claimed and need no mark. One
@@ -86,12 +85,12 @@ class Relay:
         supervisor.spawn("relay-mark", self._publisher.mark_forever)
         supervisor.spawn("relay-announce", self._announcer.announce_forever)
         supervisor.spawn("relay-sweep", self._sweep_forever)
-        supervisor.spawn("relay-deadlines", _every(DEADLINE_SECONDS, self.expire_overdue))
+        supervisor.spawn("relay-deadlines", _every(lambda: DEADLINE_SECONDS, self.expire_overdue))
         supervisor.spawn("relay-leases", self._watch_leases_forever)
-        supervisor.spawn("relay-merges", _every(MERGE_SECONDS, self.repair_merges))
-        supervisor.spawn("relay-redrive", _every(TURN_SECONDS, self._redrive.redrive_due))
+        supervisor.spawn("relay-merges", _every(lambda: MERGE_SECONDS, self.repair_merges))
+        supervisor.spawn("relay-redrive", _every(lambda: self._pause(TURN_SECONDS), self._redrive.redrive_due))
         if self._bus is not None and self._letters is not None:
-            supervisor.spawn("relay-dead-letters", _every(DEAD_LETTER_SECONDS, self._letters.sync))
+            supervisor.spawn("relay-dead-letters", _every(lambda: self._pause(DEAD_LETTER_SECONDS), self._letters.sync))
             self._start_reconciler(self._bus, supervisor)
             self._bus.on_state_change(lambda connected: self.nudge() if connected else None)
 
@@ -101,7 +100,7 @@ class Relay:
         dead = DeadMessages(self._db, bus, self._names, self._publisher, identity)
         reconciler = Reconciler(self._db, bus, self._names, self._publisher, self._loads, dead, identity)
         supervisor.spawn("relay-advisories", dead.follow_advisories)
-        supervisor.spawn("relay-reconcile", _every(RECONCILE_SECONDS, reconciler.reconcile))
+        supervisor.spawn("relay-reconcile", _every(lambda: self._pause(RECONCILE_SECONDS), reconciler.reconcile))
 
     def nudge(self) -> None:
         """Sweep at once: the broker is back, a queue goes on."""
@@ -135,6 +134,10 @@ class Relay:
         if found:
             self._note_activity()
         return len(found) == limit
+
+    def _pause(self, seconds: float) -> float:
+        quiet = asyncio.get_running_loop().time() > self._quiet_at
+        return 2 * seconds if quiet else seconds
 
     def _note_activity(self) -> None:
         self._quiet_at = asyncio.get_running_loop().time() + QUIET_AFTER_SECONDS
@@ -182,9 +185,8 @@ class Relay:
             more = await _unless_database_is_away(self.sweep) or False
             if more:
                 continue
-            quiet = asyncio.get_running_loop().time() > self._quiet_at
             try:
-                async with asyncio.timeout(QUIET_SWEEP_SECONDS if quiet else SWEEP_SECONDS):
+                async with asyncio.timeout(self._pause(SWEEP_SECONDS)):
                     await self._nudged.wait()
             except TimeoutError:
                 continue
@@ -200,11 +202,11 @@ class Relay:
             await asyncio.sleep(max(ROUND_SECONDS - (clock() - started), 0.05))
 
 
-def _every(seconds: float, chore: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
+def _every(pause: Callable[[], float], chore: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
     async def repeat() -> None:
         while True:
             await _unless_database_is_away(chore)
-            await asyncio.sleep(seconds)
+            await asyncio.sleep(pause())
 
     return repeat
 
