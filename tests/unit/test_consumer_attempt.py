@@ -2,11 +2,13 @@
 
 import asyncio
 import time
+from typing import Any
 from uuid import UUID
 
 from consumer.attempt import CANCEL_GRACE_SECONDS, Attempt, Cause
 from consumer.registry import RegisteredHandler
 from headrace_core.tasks.model import ClaimedUnit, Lease, UnitId
+from headrace_core.tasks.outcome import Interrupted, Outcome, Raised, Succeeded, TimedOut
 
 UNIT = ClaimedUnit(
     lease=Lease(UnitId(UUID(int=1)), 1, UUID(int=2)),
@@ -57,3 +59,90 @@ async def test_a_place_that_comes_as_the_attempt_ends_is_given_back() -> None:
     attempt.end(Cause.FENCED)
     assert not await attempt.turn(places)
     assert not places.locked()
+
+
+# -- async handlers, which run in the attempt's own task ---------------------------------------------------------------
+
+
+def accept(value: Any) -> Outcome:
+    return Succeeded(str(value).encode())
+
+
+async def test_a_handler_is_interrupted_and_its_task_goes_on() -> None:
+    attempt = Attempt(UNIT, HANDLER, None)
+
+    async def live() -> Outcome | None:
+        outcome = await attempt.call(asyncio.Event().wait(), 60.0, accept)
+        await asyncio.sleep(0)  # what follows is no longer cancelled
+        return outcome
+
+    task = asyncio.create_task(live())
+    await asyncio.sleep(0)
+    attempt.end(Cause.DRAINING)
+    assert await task == Interrupted(Cause.DRAINING.value)
+    assert not task.cancelling()
+
+
+async def test_a_handler_that_runs_out_of_time_has_timed_out() -> None:
+    attempt = Attempt(UNIT, HANDLER, None)
+    assert isinstance(await attempt.call(asyncio.Event().wait(), 0.01, accept), TimedOut)
+
+
+async def test_an_interruption_that_comes_as_the_handler_ends_reaches_nothing_else() -> None:
+    attempt = Attempt(UNIT, HANDLER, None)
+
+    async def ends_itself() -> str:
+        attempt.end(Cause.DRAINING)
+        return "done"
+
+    assert await attempt.call(ends_itself(), 60.0, accept) == Succeeded(b"done")
+    await asyncio.sleep(0)
+
+
+async def test_a_handler_that_cancels_itself_has_failed() -> None:
+    attempt = Attempt(UNIT, HANDLER, None)
+
+    async def gives_up() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(60)
+
+    outcome = await attempt.call(gives_up(), 60.0, accept)
+    assert isinstance(outcome, Raised)
+    assert outcome.type == "CancelledError"
+    await asyncio.sleep(0)
+
+
+async def test_a_handler_that_does_not_end_is_given_up_and_may_end_later() -> None:
+    attempt = Attempt(UNIT, HANDLER, None)
+    given_up, enough = asyncio.Event(), asyncio.Event()
+    attempt.on_given_up = given_up.set
+
+    async def resists() -> str:
+        while not enough.is_set():
+            try:
+                await enough.wait()
+            except asyncio.CancelledError:
+                continue
+        return "late"
+
+    task = asyncio.create_task(attempt.call(resists(), 60.0, accept))
+    await asyncio.sleep(0)
+    attempt.end(Cause.TIMED_OUT, 0.01)
+    async with asyncio.timeout(5):
+        await given_up.wait()
+    assert attempt.given_up
+    assert not task.done()
+    enough.set()
+    assert isinstance(await task, TimedOut)
+
+
+async def test_an_abandoned_attempt_is_cancelled_for_good() -> None:
+    attempt = Attempt(UNIT, HANDLER, None)
+    task = asyncio.create_task(attempt.call(asyncio.Event().wait(), 60.0, accept))
+    await asyncio.sleep(0)
+    attempt.abandoned = True
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
