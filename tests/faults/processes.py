@@ -20,12 +20,19 @@ def send_to_tree(pid: int, number: signal.Signals) -> None:
 
 def _children(pid: int) -> set[int]:
     found: set[int] = set()
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+    for thread in _threads(pid):
         try:
-            found |= {int(child) for child in path.read_text().split()}
+            found |= {int(child) for child in (thread / "children").read_text().split()}
         except OSError:
             continue  # the thread ended meanwhile
     return found
+
+
+def _threads(pid: int) -> list[Path]:
+    try:
+        return list(Path(f"/proc/{pid}/task").iterdir())
+    except OSError:
+        return []  # the process ended meanwhile
 
 
 def _send(pid: int, number: signal.Signals) -> None:

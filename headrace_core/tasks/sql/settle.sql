@@ -62,13 +62,13 @@ with done as (
       and u.epoch = i.epoch and u.holder = i.holder
     returning u.task_id, u.unit
 ), counted as (
-    select task_id, count(*)::int as n from done group by task_id
+    select task_id, -1 as unit, count(*)::int as n from done group by task_id
 ), tasks as (
     update headrace_core.units t
     set done_shards = t.done_shards + c.n, fraction = (t.done_shards + c.n)::real / t.total_shards, updated_at = now(),
         sequence = t.sequence + 1
     from counted c
-    where t.task_id = c.task_id and t.unit = -1
+    where t.task_id = c.task_id and t.unit = c.unit
     returning t.task_id, t.sequence, t.generation, t.attempt, t.fraction, t.done_shards, t.total_shards,
         t.done_shards >= t.needed_shards and t.done_shards - c.n < t.needed_shards as reached
 ), logged as (
@@ -136,10 +136,10 @@ with back as (
     select task_id, unit, kind = any(%(sharded)s) and unit = -1, generation, attempt, epoch, worker, attempt_at, 'PENDING',
         coalesce(attempt_error::json, json_build_object('reason', reason, 'type', '', 'message', '')) from back
 ), of_parts as (
-    select task_id, count(*) as n from back where unit <> -1 group by task_id
+    select task_id, -1 as unit, count(*) as n from back where unit <> -1 group by task_id
 ), tasks as (
     update headrace_core.units t set sequence = t.sequence + p.n, updated_at = now()
-    from of_parts p where t.task_id = p.task_id and t.unit = -1
+    from of_parts p where t.task_id = p.task_id and t.unit = p.unit
     returning t.task_id, t.sequence - p.n as before
 ), numbered as (
     select b.*, coalesce(t.before + row_number() over (partition by b.task_id order by b.unit), b.sequence) as event_sequence
@@ -172,12 +172,12 @@ with failed as (
     select task_id, unit, kind = any(%(sharded)s) and unit = -1, generation, attempt, epoch, worker, attempt_at, 'FAILED', error
     from failed
 ), of_parts as (
-    select task_id, count(*) as n, count(*) filter (where unit >= 0)::int as shards, bool_or(unit = -2) as merge
+    select task_id, -1 as unit, count(*) as n, count(*) filter (where unit >= 0)::int as shards, bool_or(unit = -2) as merge
     from failed where unit <> -1 group by task_id
 ), tasks as (
     update headrace_core.units t
     set sequence = t.sequence + p.n, failed_shards = t.failed_shards + p.shards, updated_at = now()
-    from of_parts p where t.task_id = p.task_id and t.unit = -1
+    from of_parts p where t.task_id = p.task_id and t.unit = p.unit
     returning t.task_id, t.sequence - p.n as before, p.merge or t.total_shards - t.failed_shards < t.needed_shards as lost,
         not p.merge and t.needed_shards < t.total_shards as by_quorum
 ), numbered as (
@@ -195,31 +195,38 @@ select task_id, unit, attempt, event_sequence as sequence, lost, by_quorum, reas
 -- event, and for FAILED the dead letter: one statement, one transaction. Tasks that have ended already are left alone.
 -- `units` and `attempts` name the unit that caused it, for the event.
 with asked as (
-    select * from unnest(%(tasks)b::uuid[], %(reasons)b::text[], %(errors)b::text[], %(units)b::int[], %(attempts)b::int[])
+    select a.*, -1 as own from unnest(%(tasks)b::uuid[], %(reasons)b::text[], %(errors)b::text[], %(units)b::int[], %(attempts)b::int[])
         as a (task_id, reason, error, unit, attempt)
-), running as (
-    select u.task_id, u.unit, u.generation, u.attempt, u.epoch, u.worker, u.attempt_at, u.kind
-    from headrace_core.units u join asked a using (task_id)
-    where case when u.state = 'PROCESSING' then u.holder end is not null
-    for update of u
+), open as (
+    select u.*
+    from asked a
+    cross join lateral (
+        select u.task_id, u.unit, u.generation, u.attempt, u.epoch, u.worker, u.attempt_at, u.kind,
+            u.state = 'PROCESSING' and u.holder is not null as running
+        from headrace_core.units u
+        where u.task_id = a.task_id and case when u.state in ('PENDING', 'PROCESSING') then u.unit end is not null
+        for update of u
+    ) u
 ), ended as (
     update headrace_core.units t
     set state = %(state)s, reason = a.reason, error = coalesce(a.error::json, t.error), holder = null, ended_at = now(),
         updated_at = now(), sequence = t.sequence + 1
     from asked a
-    where t.task_id = a.task_id and t.unit = -1 and t.state in ('PENDING', 'PROCESSING')
+    where t.task_id = a.task_id and t.unit = a.own and t.state in ('PENDING', 'PROCESSING')
     returning t.*, a.unit as cause_unit, a.attempt as cause_attempt, a.error as cause_error
 ), superseded as (
     update headrace_core.units u
     set state = 'CANCELLED', reason = 'SUPERSEDED', holder = null, ended_at = now(), updated_at = now()
-    from ended e
-    where u.task_id = e.task_id and u.unit <> -1 and u.state in ('PENDING', 'PROCESSING')
+    from open o
+    where u.task_id = o.task_id and u.unit = o.unit and o.unit <> -1 and o.task_id in (select task_id from ended)
+      and u.state in ('PENDING', 'PROCESSING')
 ), kept as (
     insert into headrace_core.attempts (task_id, unit, plan, generation, attempt, epoch, worker, started_at, outcome, error)
     select r.task_id, r.unit, r.kind = any(%(sharded)s) and r.unit = -1, r.generation, r.attempt, r.epoch, r.worker, r.attempt_at,
         case when %(state)s = 'EXPIRED' then 'EXPIRED' else 'CANCELLED' end,
         json_build_object('reason', e.reason, 'type', '', 'message', 'the task ended while this attempt was running')
-    from running r join ended e using (task_id)
+    from open r join ended e using (task_id)
+    where r.running
     on conflict do nothing
 ), logged as (
     insert into headrace_core.events (task_id, sequence, generation, unit, attempt, type, state, reason, error, terminal)
