@@ -32,10 +32,13 @@ where u.state = 'PENDING' and u.queue = %(queue)s and (case when u.resumed then 
 with lost as (
     select u.task_id, u.unit
     from unnest(%(tasks)b::uuid[], %(units)b::int[], %(dispatches)b::int[]) as l (task_id, unit, dispatch)
-    join headrace_core.units u on u.task_id = l.task_id and u.unit = l.unit
-    where u.state = 'PENDING' and u.published_in is not null and u.dispatch = l.dispatch
-    order by u.task_id, u.unit
-    for update of u skip locked
+    cross join lateral (
+        select u.task_id, u.unit
+        from headrace_core.units u
+        where u.task_id = l.task_id and u.unit = l.unit and u.dispatch = l.dispatch
+          and case when u.published_in is not null then u.state end = 'PENDING'
+        for update of u skip locked
+    ) u
 )
 update headrace_core.units u
 set dispatch = u.dispatch + 1, published_in = null, published_seq = null, offered_at = now()
