@@ -133,7 +133,8 @@ class QueueIntake:
         try:
             if room and self.levels is not None and len(self.levels.buffer):
                 await self._claim_delivered(self.levels, room)
-                return self._pause()
+                # What was refused leaves its slots free and brings nothing that would wake us: ask for more at once.
+                return 0.0 if self.slots.free else self._pause()
             if room and self._mode() != "broker":
                 claimed = await self._claim_due(room)
                 return 0.0 if claimed == room else POLL_SECONDS
