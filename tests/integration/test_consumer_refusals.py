@@ -13,6 +13,7 @@ PURGED = 1500
 
 
 async def test_what_was_purged_holds_up_nothing_behind_it(rig: ConsumerRig) -> None:
+    await rig.stop(await rig.consumer())  # the streams are there, and nobody pulls
     await rig.submit_many("double", [{"n": 1}] * PURGED)
     moment = datetime.now(UTC) + timedelta(seconds=1)
     while await queues.purge(rig.db, "default", moment):
