@@ -80,6 +80,7 @@ class Attempt:
         self._interrupt: Callable[[], object] | None = None
         self._grace = CANCEL_GRACE_SECONDS
         self._is_over = False
+        self._is_calling = False
         self._over: asyncio.Future[None] | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
@@ -178,6 +179,7 @@ class Attempt:
         task = asyncio.current_task()
         assert task is not None
         self._interrupt = task.cancel
+        self._is_calling = True
         self._later("timeout", timeout, self.end, Cause.TIMED_OUT)
         try:
             value = await handler
@@ -189,8 +191,9 @@ class Attempt:
             return ended_by(self) if self.is_spoilt() else accept(value)
         finally:
             self._interrupt = None
-            self._cancel_timers()
+            self._is_calling = False
             self._is_over = True
+            self._cancel_timers()
             if task.cancelling() and not self.abandoned:
                 await _absorb_cancellation(task)
 
@@ -256,12 +259,12 @@ class Attempt:
     def _finish(self, _future: object = None) -> None:
         if self._is_over:
             return
-        self._is_over = True
         if self._over is not None:
+            self._is_over = True
             if not self._over.done():
                 self._over.set_result(None)
-        elif self.on_given_up is not None:
-            self.given_up = True
+        elif self._is_calling and self.on_given_up is not None:
+            self._is_over = self.given_up = True
             self.on_given_up()
 
 

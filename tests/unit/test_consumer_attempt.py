@@ -61,6 +61,19 @@ async def test_a_place_that_comes_as_the_attempt_ends_is_given_back() -> None:
     assert not places.locked()
 
 
+async def test_what_ends_before_its_handler_was_called_is_not_given_up_later() -> None:
+    attempt, places = Attempt(UNIT, HANDLER, None), asyncio.Semaphore(0)
+    given_up, grace_is_over = asyncio.Event(), asyncio.Event()
+    attempt.on_given_up = given_up.set
+    waiting = asyncio.create_task(attempt.turn(places))
+    await asyncio.sleep(0)
+    attempt.end(Cause.DRAINING, 0.01)
+    asyncio.get_running_loop().call_later(0.05, grace_is_over.set)
+    assert not await waiting
+    await grace_is_over.wait()
+    assert not given_up.is_set()
+
+
 # -- async handlers, which run in the attempt's own task ---------------------------------------------------------------
 
 
