@@ -132,9 +132,9 @@ class QueueIntake:
             await self.levels.top_up(room + self._prefetch())
         try:
             if room and self.levels is not None and len(self.levels.buffer):
-                await self._claim_delivered(self.levels, room)
+                refused = await self._claim_delivered(self.levels, room)
                 # What was refused leaves its slots free and brings nothing that would wake us: ask for more at once.
-                return 0.0 if self.slots.free else self._pause()
+                return 0.0 if refused else self._pause()
             if room and self._mode() != "broker":
                 claimed = await self._claim_due(room)
                 return 0.0 if claimed == room else POLL_SECONDS
@@ -205,7 +205,8 @@ class QueueIntake:
         except TimeoutError:
             return
 
-    async def _claim_delivered(self, levels: Levels, room: int) -> None:
+    async def _claim_delivered(self, levels: Levels, room: int) -> int:
+        """Claim what waits here; how many of them started nothing."""
         if len(levels.buffer) < room:
             await self._pace.gather()
         taken = levels.buffer.take(room)
@@ -222,8 +223,10 @@ class QueueIntake:
         for (_, item), answer in zip(taken, claims, strict=True):
             if answer.unit is not None:
                 self._starter.start(answer.unit, item.message, self.slots)
-        self._count("broker", sum(answer.unit is not None for answer in claims))
+        started = sum(answer.unit is not None for answer in claims)
+        self._count("broker", started)
         await self._refuse([(item, answer) for (_, item), answer in zip(taken, claims, strict=True)])
+        return len(taken) - started
 
     async def _refuse(self, answers: Sequence[tuple[Waiting, Claim]]) -> None:
         """Acknowledge what is nothing to start: the row knows what comes next (rule 5)."""
