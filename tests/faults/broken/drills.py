@@ -17,7 +17,7 @@ GIVE_UP_SECONDS = 7.0
 async def frozen_holder(stage: Stage) -> None:
     """A consumer stands still beyond its lease with tasks in hand, and goes on when others have finished them."""
     tasks = [await stage.submit("plain", {"work": 1.0}, result=2, failures=0) for _ in range(8)]
-    # Its handlers are at work: one that was stopped before they began would begin when it goes on, and be fenced in time.
+    # Its handlers are at work: one that was stopped before they began would begin as it goes on, and be fenced first.
     row = await stage.until(tasks[0], lambda row: row["fraction"] > 0)
     with stage.frozen(stage.consumer_of(row)):
         await stage.until(tasks[0], lambda row: row["state"] == "COMPLETED")
