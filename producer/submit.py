@@ -143,6 +143,9 @@ class GroupCommit:
         try:
             await self._commit(batch)
         except Exception as error:  # noqa: BLE001 - whatever it was, its callers must hear of it
+            if not isinstance(error, DatabaseUnavailable):
+                # It may have come after the answers, when nobody hears of it any more.
+                _log.error("a commit broke", action="commit_broken", tasks=len(batch), exc_info=error)
             for call, _ in batch:
                 call.fail(error)
 

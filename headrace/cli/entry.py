@@ -94,6 +94,8 @@ def _sentence(error: Exception) -> str:
     context = getattr(error, "ctx", None)
     if context is None:
         return str(text)
+    if "unexpected extra argument" in text and "({" in text:  # what everybody tries first
+        return f"a payload goes after --payload: {context.command_path} KIND --payload '{{…}}'"
     return f"{text.rstrip('.')}. Try: {context.command_path} --help"
 
 

@@ -11,7 +11,7 @@ from headrace.cli import arguments, server_verbs
 from headrace.cli.analyze import result_lines
 from headrace.cli.describe import event_text
 from headrace.cli.entry import build_app, run
-from headrace.cli.exits import Failure
+from headrace.cli.exits import ExitCode, Failure
 from headrace.v1 import event_pb2, task_pb2
 
 
@@ -141,3 +141,8 @@ def test_the_help_imports_neither_grpc_nor_rich_nor_the_services() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "submit" in done.stdout
+
+
+def test_a_payload_without_its_option_is_told_where_it_goes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["submit", "echo", '{"a":1}']) == ExitCode.USAGE
+    assert capsys.readouterr().err.strip().endswith("--payload: headrace submit KIND --payload '{…}'")
