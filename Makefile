@@ -15,7 +15,7 @@ MINUTES ?= 3
 SEED ?=
 export PYTHON FILE QUESTIONS
 
-.PHONY: help setup demo dev test faults faults-checker bench bench-peers lint types generate check-generated check-stubs-floor release-image lock clean
+.PHONY: help setup demo dev test faults faults-checker bench bench-peers lint types generate check-generated check-stubs-floor release-image lock clean chart-tools chart-test
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)$$/\1\t\2/' \
@@ -57,6 +57,12 @@ lint: setup ## Check style, architecture, protos, scripts.
 	@bash $(SETUP)/check_tree.sh
 	@$(BIN)/python $(SETUP)/check_size.py
 
+chart-tools: ## Build helm and actionlint into .tools, where Go is installed.
+	@bash $(SETUP)/tools.sh
+
+chart-test: setup chart-tools ## Test the chart: its objects, their agreement, and its pods run for real on this machine.
+	@$(BIN)/python -m pytest tests/deploy $(ARGS)
+
 types: setup ## Check the types (mypy --strict).
 	@$(BIN)/mypy
 
@@ -78,6 +84,6 @@ lock: ## Resolve all locks anew.
 	@bash $(SETUP)/lock.sh
 
 clean: ## Remove environments, caches and the local stack's data.
-	@rm -rf .venv .venv-gen .venv-floor .venv-peers .venv-peers-arq .headrace build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache \
+	@rm -rf .venv .tools .venv-gen .venv-floor .venv-peers .venv-peers-arq .headrace build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache \
 		.hypothesis .import_linter_cache .generated.*
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

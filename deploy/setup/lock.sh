@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Resolve all locks anew: every version and the hashes of all its files, for every Python from 3.11 and every platform.
 # The resolver lives in an environment of its own that is thrown away. No lock names a package registry.
+# KEEP=1 keeps every version that is locked already: for a dependency that is added or removed.
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -19,8 +20,11 @@ unset PIP_FIND_LINKS UV_FIND_LINKS
 resolve() { # LOCK SOURCE OPTION…
     local lock="$1"
     shift
+    if [ -n "${KEEP:-}" ]; then
+        cp "$here/locks/$lock" "$scratch/$lock"
+    fi
     (cd "$root" && "$scratch/venv/bin/uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-        --no-header --no-annotate --no-emit-index-url --no-emit-find-links --upgrade "$@" \
+        --no-header --no-annotate --no-emit-index-url --no-emit-find-links $([ -n "${KEEP:-}" ] || echo --upgrade) "$@" \
         --output-file "$scratch/$lock")
     if grep -nE '://|^--(index|extra-index|find-links|trusted)' "$scratch/$lock"; then
         echo "lock: $lock names an address; it must not" >&2
