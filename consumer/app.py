@@ -42,7 +42,7 @@ class ConsumerService:
         self._holder = Holder(uuid.uuid4(), name, self._registry.kinds, self._registry.sharded)
         self._database = Database(settings.database_url)
         self._bus = Bus(settings.nats_url, name=f"consumer {name}") if settings.broker == "nats" else None
-        self._grpc = GrpcServer(settings.listen, name="consumer")
+        self._grpc = GrpcServer(settings.listen, name="consumer", problems=self.problems)
         self._supervisor = Supervisor()
         self._grpc_address: str | None = None
         self._works: Works | None = None

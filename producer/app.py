@@ -9,7 +9,7 @@ from headrace_core.bus.connection import Bus
 from headrace_core.bus.declaration import StreamNames
 from headrace_core.db.pool import Database
 from headrace_core.errors import DatabaseUnavailable
-from headrace_core.rpc.server import GrpcServer
+from headrace_core.rpc.server import ConnectionAge, GrpcServer
 from headrace_core.runtime.supervisor import Supervisor
 from headrace_core.settings.environment import ServiceSettings
 from headrace_core.settings.errors import SettingsError
@@ -140,7 +140,8 @@ class ProducerService:
             raise SettingsError("the database has no schema of Headrace; run: headrace db migrate")
 
     def _build_server(self, redrive: Redrive) -> GrpcServer:
-        server = GrpcServer(self._settings.listen, name="producer")
+        age = ConnectionAge.of(self._settings)
+        server = GrpcServer(self._settings.listen, name="producer", problems=self.problems, age=age)
         submission = Submission(self._db, Admission(self._kinds, self._loads), self._commits)
         server.add(
             producer_pb2_grpc.add_ProducerServiceServicer_to_server,

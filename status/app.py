@@ -9,7 +9,7 @@ from headrace_core.bus.connection import Bus
 from headrace_core.bus.declaration import StreamNames
 from headrace_core.db.pool import Database
 from headrace_core.errors import DatabaseUnavailable
-from headrace_core.rpc.server import GrpcServer
+from headrace_core.rpc.server import ConnectionAge, GrpcServer
 from headrace_core.runtime.http import HttpServer
 from headrace_core.runtime.supervisor import Supervisor
 from headrace_core.settings.environment import ServiceSettings
@@ -48,7 +48,13 @@ class StatusService:
         self._feed = Feed(self._bus, names, self._hub, self._discovery, limits)
         self._system = System(self._db, self._bus, names)
         watches = Watches(self._hub, self._reads, self._discovery)
-        self._grpc = GrpcServer(settings.listen, name="status", max_calls=limits.max_watches + OTHER_CALLS)
+        self._grpc = GrpcServer(
+            settings.listen,
+            name="status",
+            max_calls=limits.max_watches + OTHER_CALLS,
+            problems=self.problems,
+            age=ConnectionAge.of(settings),
+        )
         servicer = StatusServicer(self._db, self._reads, watches, self._system)
         self._grpc.add(status_pb2_grpc.add_StatusServiceServicer_to_server, servicer, FULL_NAME)
         self._http = HttpServer(web_app(self._system), settings.http_listen)

@@ -1,9 +1,13 @@
-"""grpc.health.v1 of our own: the library's Watch never ends, so a drain with a watcher would take all its grace."""
+"""grpc.health.v1 of our own, which gives the answer of /readyz.
+
+The library's Watch never ends, so a drain with a watcher would take all its grace; and it must be told what we can ask.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -12,12 +16,18 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-un
 SERVING: int = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING: int = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVICE_UNKNOWN: int = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+# How often a watch looks for problems: nobody tells of them. A look takes microseconds.
+LOOK_SECONDS = 1.0
 
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the library has no types
-    """One answer for the whole server and each of its services: they share a process and its fate."""
+    """One answer for the whole server and each of its services: they share a process and its fate.
 
-    def __init__(self) -> None:
+    SERVING while it is set so and `problems` finds none: the same list decides about /readyz.
+    """
+
+    def __init__(self, problems: Callable[[], list[str]]) -> None:
+        self._problems = problems
         self._services = {""}
         self._serving = False
         self._closed = False
@@ -28,7 +38,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the libra
         self._services.add(service)
 
     def set_serving(self, serving: bool) -> None:
-        """Tell everybody who asks, and those who watch. Not serving at first."""
+        """Tell everybody who asks, and those who watch. Not serving at first. Problems come on top."""
         self._serving = serving
         self._tell()
 
@@ -64,12 +74,14 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the libra
             elif self._closed:
                 return
             else:
-                await changed.wait()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_SECONDS):
+                        await changed.wait()
 
     def _status(self, service: str) -> int:
         if service not in self._services:
             return SERVICE_UNKNOWN
-        return SERVING if self._serving else NOT_SERVING
+        return SERVING if self._serving and not self._problems() else NOT_SERVING
 
     def _tell(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()

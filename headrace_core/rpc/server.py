@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -14,6 +15,7 @@ from grpc_reflection.v1alpha import reflection
 from headrace_core.rpc.admission import MAX_CALLS, MAX_STREAMS_PER_CLIENT, Admission
 from headrace_core.rpc.handling import Salvage, wrapped
 from headrace_core.rpc.health import Health
+from headrace_core.settings.environment import ServiceSettings
 from headrace_core.settings.errors import SettingsError
 from headrace_core.telemetry import logs
 
@@ -45,9 +47,36 @@ log = logs.get(__name__)
 Register = Callable[[Any, Any], None]
 
 
+@dataclass(frozen=True, slots=True)
+class ConnectionAge:
+    """How old a connection may grow, and how long its calls may still run then. Seconds; age 0: any age."""
+
+    seconds: float = 0.0
+    grace_seconds: float = 30.0
+
+    @classmethod
+    def of(cls, settings: ServiceSettings) -> ConnectionAge:
+        """As the environment sets it."""
+        return cls(settings.max_connection_age_seconds, settings.max_connection_age_grace_seconds)
+
+    def options(self) -> list[tuple[str, int]]:
+        """For grpc, which spreads the age by a tenth itself, so that connections made together do not end together."""
+        if not self.seconds:
+            return []
+        return [
+            ("grpc.max_connection_age_ms", max(int(self.seconds * 1000), 1)),
+            ("grpc.max_connection_age_grace_ms", int(self.grace_seconds * 1000)),
+        ]
+
+
+def _no_problems() -> list[str]:
+    return []
+
+
 class GrpcServer:
     """Answers on `listen` (host:port, port 0 takes a free one). `name` is for the log.
 
+    Health says SERVING while the server is set so and `problems` (local and quick: no I/O in it) finds none.
     `add` every servicer, then `start`, then `set_serving(True)`. Servicers of streams wait on `draining` besides their
     own events and end their streams with `Draining` when it is set. A call whose client has gone, or whose deadline has
     passed, is cancelled: its servicer gets CancelledError.
@@ -60,13 +89,16 @@ class GrpcServer:
         name: str,
         max_calls: int = MAX_CALLS,
         max_streams_per_client: int = MAX_STREAMS_PER_CLIENT,
+        problems: Callable[[], list[str]] = _no_problems,
+        age: ConnectionAge = ConnectionAge(),
     ) -> None:
         self._listen = listen
+        self._age = age
         self._name = name
         self._admission = Admission(max_calls, max_streams_per_client)
         # Health answers through the drain, and a watch on it holds nothing up.
         self._health_admission = Admission(max_calls)
-        self._health = Health()
+        self._health = Health(problems)
         self._methods: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
         self._server: grpc.aio.Server | None = None
         self.add(health_pb2_grpc.add_HealthServicer_to_server, self._health, HEALTH)
@@ -101,7 +133,7 @@ class GrpcServer:
 
         Raises SettingsError if the address cannot be bound.
         """
-        server = grpc.aio.server(options=OPTIONS)
+        server = grpc.aio.server(options=[*OPTIONS, *self._age.options()])
         for service, methods in self._methods.items():
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
         reflection.enable_server_reflection((*self._methods, reflection.SERVICE_NAME), server)
@@ -114,7 +146,7 @@ class GrpcServer:
         return f"{self._listen.rpartition(':')[0]}:{port}"
 
     def set_serving(self, serving: bool) -> None:
-        """What health says, for every service here."""
+        """What health says, for every service here, as long as there are no problems."""
         self._health.set_serving(serving)
 
     async def stop(self, grace: float) -> None:

@@ -7,9 +7,18 @@ import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 
 from headrace_core.settings.errors import SettingsError
 from headrace_core.settings.explain import explain
@@ -118,6 +127,29 @@ class ServiceSettings(BaseModel):
         description="Consumer only: how long handlers that were asked to end may take to finish, in seconds, before "
         "they are interrupted and their units handed back. Never more than the grace period allows.",
     )
+    max_connection_age_seconds: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=86400.0,
+        description="Producer and status: how old a client's gRPC connection may grow before the client is told to "
+        "open another, in seconds, give or take a tenth; 0: any age. Behind a headless Service this is how clients get "
+        "to know new replicas; watches resume.",
+    )
+    max_connection_age_grace_seconds: float = Field(
+        default=30.0,
+        ge=0.0,
+        le=86400.0,
+        description="Producer and status: how long the calls on a connection that is too old may still run before they "
+        "are cut, in seconds.",
+    )
+    pod_deletion_cost: bool = Field(
+        default=False,
+        description="Consumer only, in Kubernetes: note the number of running units in the annotation "
+        "`controller.kubernetes.io/pod-deletion-cost` of the consumer's own pod, so that the idle ones are removed "
+        "first. Needs `HEADRACE_POD_NAME`, `HEADRACE_POD_NAMESPACE` and the right to patch that pod.",
+    )
+    pod_name: str = Field(default="", description="In Kubernetes: the name of the service's own pod.")
+    pod_namespace: str = Field(default="", description="In Kubernetes: the namespace of the service's own pod.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="The least level that is logged."
     )
@@ -171,6 +203,13 @@ class ServiceSettings(BaseModel):
     )
     topology: Topology = Field(default=Topology(), exclude=True)
     """Not a variable: what headrace.toml declares, read together with the environment."""
+
+    @model_validator(mode="after")
+    def _knows_its_pod(self) -> Self:
+        missing = [PREFIX + name.upper() for name in ("pod_name", "pod_namespace") if not getattr(self, name)]
+        if self.pod_deletion_cost and missing:
+            raise ValueError(f"HEADRACE_POD_DELETION_COST = true needs {' and '.join(missing)} too")
+        return self
 
 
 NOT_VARIABLES = frozenset({"topology"})

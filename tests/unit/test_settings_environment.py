@@ -19,6 +19,8 @@ def test_nothing_set_gives_the_documented_defaults(tmp_path: Path) -> None:
     assert (settings.broker, settings.subject_prefix, settings.stream_prefix) == ("nats", "headrace", "HEADRACE")
     assert settings.grace_seconds == 20.0
     assert (settings.retention_days, settings.retention_events_days) == (30.0, 7.0)
+    assert (settings.max_connection_age_seconds, settings.max_connection_age_grace_seconds) == (0.0, 30.0)
+    assert settings.pod_deletion_cost is False
     assert list(settings.topology.queues) == ["default"]
 
 
@@ -85,6 +87,9 @@ def test_variables_that_kubernetes_makes_are_ignored(tmp_path: Path) -> None:
         ("RETENTION_DAYS", "0.01", "at least an hour"),
         ("RETENTION_EVENTS_DAYS", "-1", "0 to 36500"),
         ("RETENTION_SHARE", "0", "more than 0"),
+        ("MAX_CONNECTION_AGE_SECONDS", "-1", "0 to 86400"),
+        ("MAX_CONNECTION_AGE_GRACE_SECONDS", "-1", "0 to 86400"),
+        ("POD_DELETION_COST", "perhaps", "valid boolean"),
         ("LOG_LEVEL", "loud", "debug or info or warning or error"),
         ("SUBJECT_PREFIX", "a.b", "A-Z"),
     ],
@@ -95,6 +100,21 @@ def test_a_wrong_value_is_named_with_what_is_allowed(tmp_path: Path, name: str, 
     assert f"HEADRACE_{name}" in caught.value.message
     assert value in caught.value.message
     assert said in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        ({}, "HEADRACE_POD_NAME and HEADRACE_POD_NAMESPACE"),
+        ({"POD_NAME": "consumer-1"}, "needs HEADRACE_POD_NAMESPACE"),
+        ({"POD_NAMESPACE": "tasks"}, "needs HEADRACE_POD_NAME too"),
+    ],
+)
+def test_the_deletion_cost_needs_to_know_its_pod(tmp_path: Path, given: dict[str, str], missing: str) -> None:
+    with pytest.raises(SettingsError, match=missing):
+        load(tmp_path, POD_DELETION_COST="true", **given)
+    assert load(tmp_path, **given).pod_deletion_cost is False
+    assert load(tmp_path, POD_DELETION_COST="true", POD_NAME="a", POD_NAMESPACE="b").pod_deletion_cost is True
 
 
 def test_secrets_are_never_shown(tmp_path: Path) -> None:
