@@ -68,6 +68,10 @@ class TopologyError(BusError):
     """What is declared cannot be made: the message says what stands in the way and what to do."""
 
 
+class ClusterTooSmall(TopologyError):
+    """The cluster has not enough servers for the copies that are asked for: not now, perhaps in a moment."""
+
+
 def from_answer(subject: str, error: Mapping[str, Any]) -> BusError:
     """Return the error that a JetStream API answer's `error` object means. `subject`: what was asked."""
     code, err_code = int(error.get("code", 0)), int(error.get("err_code", 0))

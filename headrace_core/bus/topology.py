@@ -23,7 +23,13 @@ from headrace_core.bus.declaration import (
     differences,
     durable_name,
 )
-from headrace_core.bus.errors import BusError, BusUnavailable, RequestRefused, StreamMissing, TopologyError
+from headrace_core.bus.errors import (
+    BusUnavailable,
+    ClusterTooSmall,
+    RequestRefused,
+    StreamMissing,
+    TopologyError,
+)
 
 __all__ = [
     "LEVELS",
@@ -41,6 +47,8 @@ __all__ = [
 
 CONNECT_SECONDS = 5.0
 INSUFFICIENT_STORAGE = 10047
+NO_SUITABLE_PEERS = 10005
+NOT_CLUSTERED = 10074
 Json = dict[str, Any]
 
 
@@ -125,7 +133,7 @@ async def _apply_stream(bus: Bus, stream: Stream, replicas: int | None) -> list[
     try:
         found = (await stream_info(bus, stream.name))["config"]
     except StreamMissing:
-        await _ask(bus, f"$JS.API.STREAM.CREATE.{stream.name}", {**stream.config, "num_replicas": replicas or 1})
+        await _write(bus, f"$JS.API.STREAM.CREATE.{stream.name}", {**stream.config, "num_replicas": replicas or 1})
         return [f"stream {stream.name}: created"]
     wanted = dict(stream.config) if replicas is None else {**stream.config, "num_replicas": replicas}
     lines = differences(wanted, found)
@@ -137,7 +145,7 @@ async def _apply_stream(bus: Bus, stream: Stream, replicas: int | None) -> list[
             f"stream {stream.name} was made by somebody else: {'; '.join(lines)}. {', '.join(fixed)} cannot be "
             "changed in place; delete the stream (Headrace publishes its tasks again) or choose another prefix"
         )
-    await _ask(bus, f"$JS.API.STREAM.UPDATE.{stream.name}", {**found, **wanted})
+    await _write(bus, f"$JS.API.STREAM.UPDATE.{stream.name}", {**found, **wanted})
     return [f"stream {stream.name}: updated, {line}" for line in lines]
 
 
@@ -151,6 +159,26 @@ async def _apply_durable(bus: Bus, durable: Durable, info: Json | None) -> list[
         config = {**info["config"], **durable.config}
         await _ask(bus, subject, {"stream_name": durable.stream, "config": config})
     return [f"durable {durable.name}: updated, {line}" for line in lines]
+
+
+async def _write(bus: Bus, subject: str, config: Json) -> None:
+    """Create or change a stream, and say what a cluster lacks for its copies."""
+    try:
+        await _ask(bus, subject, config)
+    except TopologyError as error:
+        refusal, copies = error.__cause__, config["num_replicas"]
+        err_code = refusal.err_code if isinstance(refusal, RequestRefused) else 0
+        if err_code == NOT_CLUSTERED:
+            raise TopologyError(
+                f"{config['name']}: {copies} copies need a cluster of at least {copies} servers, and this NATS is a "
+                "single server: give --replicas 1, or start a cluster"
+            ) from refusal
+        if err_code == NO_SUITABLE_PEERS:
+            raise ClusterTooSmall(
+                f"{config['name']}: the NATS cluster has no {copies} servers with JetStream and room for a copy each: "
+                f"start more servers, or give --replicas a smaller number ({error.message})"
+            ) from refusal
+        raise
 
 
 async def _ask(bus: Bus, subject: str, payload: Json) -> None:
@@ -173,7 +201,7 @@ async def _connected(nats_url: str) -> AsyncIterator[Bus]:
         if not await bus.connect(CONNECT_SECONDS):
             raise BusUnavailable(f"cannot connect to NATS within {CONNECT_SECONDS:g} s: {bus.problem}")
         if not bus.jetstream:
-            raise BusError(bus.problem)
+            raise BusUnavailable(bus.problem)
         yield bus
     finally:
         await bus.close()

@@ -1,39 +1,93 @@
 """`headrace db`: the schema."""
 
 import asyncio
-from typing import Annotated
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 
-from headrace_core.db.errors import translate
-from headrace_core.db.migrate import migrate as apply_migrations
+from headrace_core.cli.waiting import WaitOption, end_on_sigterm, until_there
+from headrace_core.db import migrate as migrations
+from headrace_core.db.errors import DatabaseUnavailable, translate
 
 app = typer.Typer(help="The database's schema.", no_args_is_help=True)
 
 DEFAULT_DATABASE_URL = "postgresql://postgres@127.0.0.1:5432/headrace"
+MIGRATE, VERIFY = "headrace db migrate", "headrace db verify"
+
+T = TypeVar("T")
+DatabaseUrl = Annotated[str, typer.Option(envvar="HEADRACE_DATABASE_URL", help="postgresql:// URL of the database.")]
+
+
+class NotThere(Exception):
+    """What a verb may wait for is not there; the text says what."""
 
 
 @app.callback()
 def db() -> None:
     """Work on the database's schema."""
+    end_on_sigterm()
 
 
 @app.command()
-def migrate(
-    database_url: Annotated[
-        str, typer.Option(envvar="HEADRACE_DATABASE_URL", help="postgresql:// URL of the database.")
-    ] = DEFAULT_DATABASE_URL,
-) -> None:
-    """Apply the migrations that are missing. Safe to run at any time and from several places at once."""
-    try:
-        applied = asyncio.run(apply_migrations(database_url))
-    except Exception as error:
-        known = error if isinstance(error, RuntimeError) else translate(error)
-        if known is None:
-            raise
-        typer.echo(f"headrace db migrate: {known}", err=True)
-        raise typer.Exit(1) from error
+def migrate(database_url: DatabaseUrl = DEFAULT_DATABASE_URL, wait: WaitOption = 0.0) -> None:
+    """Apply the migrations that are missing. Safe to run at any time and from several places at once.
+
+    --wait is for a Postgres that cannot be reached yet. A migration that fails is not repeated.
+    """
+    applied = _run(MIGRATE, _migrate(database_url, wait))
     for version in applied:
         typer.echo(f"applied {version}")
     if not applied:
         typer.echo("nothing to apply: the schema is current")
+
+
+@app.command()
+def verify(database_url: DatabaseUrl = DEFAULT_DATABASE_URL, wait: WaitOption = 0.0) -> None:
+    """Exit with 0 if the database has every migration that this release brings, else with 1 and what is missing.
+
+    A schema that is newer than this release is fine. --wait looks again every half second until it is there.
+    """
+    _run(VERIFY, until_there(lambda: _verify(database_url), (NotThere,), wait, VERIFY))
+    typer.echo(f"the schema is current: it has {list(migrations.available())[-1]}")
+
+
+async def _migrate(database_url: str, wait: float) -> list[str]:
+    await until_there(lambda: _missing(database_url), (NotThere,), wait, MIGRATE)
+    return await migrations.migrate(database_url, note=_note(MIGRATE))
+
+
+async def _verify(database_url: str) -> None:
+    if missing := await _missing(database_url):
+        raise NotThere(f"the schema lacks {', '.join(missing)}; run: headrace db migrate")
+
+
+async def _missing(database_url: str) -> list[str]:
+    """The versions that are missing; raises NotThere if Postgres cannot be reached."""
+    try:
+        return await migrations.missing_versions(database_url)
+    except Exception as error:
+        known = translate(error)
+        if isinstance(known, DatabaseUnavailable):
+            raise NotThere(known.message) from error
+        raise
+
+
+def _note(verb: str) -> Callable[[str], None]:
+    return lambda text: typer.echo(f"{verb}: {text}", err=True)
+
+
+def _run(verb: str, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`; what is known to go wrong ends the verb with one sentence and exit code 1."""
+    try:
+        return asyncio.run(work)
+    except Exception as error:
+        known = error if isinstance(error, (RuntimeError, NotThere)) else translate(error)
+        if known is None:
+            raise
+        _fail(verb, str(known), error)
+
+
+def _fail(verb: str, sentence: str, cause: Exception) -> NoReturn:
+    typer.echo(f"{verb}: {sentence}", err=True)
+    raise typer.Exit(1) from cause

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from headrace_core.bus.errors import BusError
+from headrace_core.bus.errors import BusError, BusUnavailable, ClusterTooSmall
 from headrace_core.bus.topology import (
     StreamNames,
     TopologyRow,
@@ -19,6 +19,7 @@ from headrace_core.bus.topology import (
     list_topology,
     verify_topology,
 )
+from headrace_core.cli.waiting import WaitOption, end_on_sigterm, until_there
 from headrace_core.settings.environment import ServiceSettings, load_settings
 from headrace_core.settings.errors import SettingsError
 from headrace_core.telemetry import logs
@@ -34,18 +35,30 @@ Config = Annotated[
 ]
 
 
+@app.callback()
+def topology() -> None:
+    """Work on the streams in NATS."""
+    end_on_sigterm()
+
+
 @app.command()
 def apply(
     nats_url: NatsUrl = None,
     config: Config = None,
     replicas: Annotated[
-        int | None, typer.Option(min=1, max=5, help="Copies of each stream; default: 1 for new ones.")
+        int | None,
+        typer.Option(
+            min=1, max=5, help="Copies of each stream, also of those that are there; default: 1 for new ones."
+        ),
     ] = None,
+    wait: WaitOption = 0.0,
 ) -> None:
-    """Create what is missing and change what differs; print each change."""
+    """Create what is missing and change what differs; print each change.
+
+    --wait is for a NATS that cannot be reached yet, or whose cluster is not complete.
+    """
     settings = _settings(nats_url, config)
-    queues = settings.topology.queues.values()
-    changes = _run(apply_topology(settings.nats_url, _names(settings), queues, replicas))
+    changes = _run(_apply(settings, replicas, wait))
     _print(changes or ["nothing to change: the topology is as declared"])
 
 
@@ -68,6 +81,15 @@ def show(nats_url: NatsUrl = None, config: Config = None) -> None:
     if not rows:
         _fail(f"{settings.nats_url} has no stream of Headrace; create them with: headrace topology apply")
     Console().print(_table(rows))
+
+
+async def _apply(settings: ServiceSettings, replicas: int | None, wait: float) -> list[str]:
+    queues = settings.topology.queues.values()
+
+    async def attempt() -> list[str]:
+        return await apply_topology(settings.nats_url, _names(settings), queues, replicas)
+
+    return await until_there(attempt, (BusUnavailable, ClusterTooSmall), wait, "headrace topology apply")
 
 
 def _table(rows: list[TopologyRow]) -> Table:
