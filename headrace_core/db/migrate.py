@@ -131,15 +131,11 @@ def _parsed(database_url: str) -> str | None:
         conninfo = make_conninfo(database_url, **_KEEPALIVE)
     except psycopg.ProgrammingError:
         return None
-    port = str(conninfo_to_dict(conninfo).get("port") or "")
-    is_sound = not _has_bare_signs(database_url) and not set(port) - set("0123456789,")
+    found = {name: str(value or "") for name, value in conninfo_to_dict(conninfo).items()}
+    has_port = not set(found.get("port", "")) - set("0123456789,")
+    # A password that was not encoded may end at its first sign, and the rest is taken for what follows.
+    is_sound = has_port and "@" not in found.get("host", "") + found.get("dbname", "")
     return conninfo if is_sound else None
-
-
-def _has_bare_signs(database_url: str) -> bool:
-    """Whether an @ stands where it can only belong to a password that was not encoded."""
-    address = database_url.partition("://")[2].partition("?")[0]
-    return "@" in address.partition("@")[2] or "@" in address.partition("/")[2]
 
 
 async def _missing(connection: _Connection) -> dict[str, str]:
