@@ -13,13 +13,21 @@ from headrace_core.rpc.server import ConnectionAge, GrpcServer
 from headrace_core.runtime.http import HttpServer
 from headrace_core.runtime.supervisor import Supervisor
 from headrace_core.settings.environment import ServiceSettings
+from headrace_core.tasks.figures import Figures, SharedReading
+from headrace_core.tasks.queues import read_figures
 from headrace_core.tasks.reading import has_schema
+from headrace_core.tasks.scaling import read_active, read_work
 from headrace_core.telemetry import logs
+from status.activity import Activity
 from status.discovery import Discovery
 from status.feed import Feed
+from status.gauges import QueueGauges
 from status.hub import Hub
-from status.limits import WatchLimits
+from status.keda import external_scaler_pb2_grpc
+from status.limits import ScalingLimits, WatchLimits
 from status.reads import SharedReads
+from status.scaler import FULL_NAME as SCALER
+from status.scaler import ScalerServicer
 from status.servicer import FULL_NAME, StatusServicer
 from status.system import System
 from status.watch import Watches
@@ -27,7 +35,7 @@ from status.web.app import web_app
 
 RETRY_SECONDS = 0.5
 CHECK_SECONDS = 2.0
-# Room for calls besides the most watches that may be open.
+# Room for calls besides the most watches that may be open, streams of the scaler among them.
 OTHER_CALLS = 5_000
 
 log = logs.get(__name__)
@@ -36,8 +44,10 @@ log = logs.get(__name__)
 class StatusService:
     """See headrace_core.runtime.service.Service."""
 
-    def __init__(self, settings: ServiceSettings, limits: WatchLimits | None = None) -> None:
-        limits = limits or WatchLimits()
+    def __init__(
+        self, settings: ServiceSettings, limits: WatchLimits | None = None, scaling: ScalingLimits | None = None
+    ) -> None:
+        limits, scaling = limits or WatchLimits(), scaling or ScalingLimits()
         self._grace = settings.grace_seconds
         names = StreamNames(settings.stream_prefix, settings.subject_prefix)
         self._db = Database(settings.database_url)
@@ -45,8 +55,12 @@ class StatusService:
         self._hub = Hub(self._db, limits)
         self._discovery = Discovery(self._db, limits)
         self._reads = SharedReads(self._db)
-        self._feed = Feed(self._bus, names, self._hub, self._discovery, limits)
-        self._system = System(self._db, self._bus, names)
+        self._activity = Activity(lambda: read_active(self._db), scaling)
+        self._feed = Feed(self._bus, names, self._hub, self._discovery, limits, self._activity.wake)
+        self._figures = Figures(lambda: read_figures(self._db))
+        self._work = SharedReading(lambda: read_work(self._db), wait=True)
+        self._gauges = QueueGauges(self._figures, self._work, scaling)
+        self._system = System(self._db, self._bus, names, self._figures)
         watches = Watches(self._hub, self._reads, self._discovery)
         self._grpc = GrpcServer(
             settings.listen,
@@ -57,6 +71,8 @@ class StatusService:
         )
         servicer = StatusServicer(self._db, self._reads, watches, self._system)
         self._grpc.add(status_pb2_grpc.add_StatusServiceServicer_to_server, servicer, FULL_NAME)
+        scaler = ScalerServicer(self._work, self._activity)
+        self._grpc.add(external_scaler_pb2_grpc.add_ExternalScalerServicer_to_server, scaler, SCALER)
         self._http = HttpServer(web_app(self._system), settings.http_listen)
         self._supervisor = Supervisor()
         self._grpc_address: str | None = None
@@ -94,7 +110,9 @@ class StatusService:
             ("watch sweep", self._feed.run),
             ("watch discovery", self._discovery.run),
             ("database check", self._check_database),
-            ("drain watches", self._drain_watches),
+            ("scaler activity", self._activity.run),
+            ("queue gauges", self._gauges.run),
+            ("drain streams", self._drain_streams),
         ):
             self._supervisor.spawn(name, work)
         self._http_address = await self._http.start()
@@ -103,8 +121,9 @@ class StatusService:
         self._grpc.set_serving(True)
 
     async def drain(self) -> None:
-        """Streams end with DRAINING; calls in progress finish."""
+        """Watches end with DRAINING, streams of the scaler with OK; calls in progress finish."""
         self._hub.drain()
+        self._activity.drain()
         await self._grpc.stop(self._grace)
 
     async def stop(self) -> None:
@@ -114,6 +133,8 @@ class StatusService:
         await self._feed.stop()
         await self._supervisor.stop()
         await self._system.close()
+        await self._figures.close()
+        await self._work.close()
         await self._reads.close()
         if self._bus is not None:
             await self._bus.close()
@@ -139,7 +160,8 @@ class StatusService:
             self._database_problem = "" if found else "the database has no schema yet; run: headrace db migrate"
         return not self._database_problem
 
-    async def _drain_watches(self) -> None:
+    async def _drain_streams(self) -> None:
         """Whoever stops the server ends the streams: they would otherwise hold it up for the whole grace period."""
         await self._grpc.draining.wait()
         self._hub.drain()
+        self._activity.drain()

@@ -15,16 +15,26 @@ from status.limits import WakeLike, WatchLimits
 
 
 class Feed:
-    """Wakes and sweeps for the hub and the discovery. `bus` is None where the system runs without a broker."""
+    """Wakes and sweeps for the hub and the discovery. `bus` is None where the system runs without a broker.
+
+    `also` is called with every wake, too: it looks at the clock by itself.
+    """
 
     def __init__(
-        self, bus: Bus | None, names: StreamNames, hub: Hub, discovery: Discovery, limits: WatchLimits
+        self,
+        bus: Bus | None,
+        names: StreamNames,
+        hub: Hub,
+        discovery: Discovery,
+        limits: WatchLimits,
+        also: Callable[[Sequence[WakeLike]], None] | None = None,
     ) -> None:
         self._bus = bus
         self._names = names
         self._hub = hub
         self._discovery = discovery
         self._limits = limits
+        self._also = also
         self._now = asyncio.Event()
         self._subscription: Subscription | None = None
         self._forget: Callable[[], None] | None = None
@@ -48,6 +58,8 @@ class Feed:
         """Tasks have events."""
         self._hub.wake(hints)
         self._discovery.wake(hints)
+        if self._also is not None:
+            self._also(hints)
 
     async def run(self) -> None:
         """Sweep until cancelled: at intervals, and at once when the bus has come back."""

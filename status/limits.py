@@ -1,4 +1,4 @@
-"""The bounds and intervals of watching, in one place."""
+"""The bounds and intervals of watching and of scaling, in one place."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -56,3 +56,19 @@ class WatchLimits:
     """How far back a filter watch looks for tasks whose wakes were lost: a submit in doubt (5 s) and clocks apart."""
     remembered: int = 100_000
     """Tasks that a filter watch remembers as ended or not matching."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScalingLimits:
+    """Times in seconds. The defaults are what the service runs with; tests change them."""
+
+    look: float = 1.0
+    """While a stream of the scaler is open, its state is looked at this often: no lost wake costs more."""
+    gap: float = 0.05
+    """Between two looks at least, whatever wakes arrive."""
+    max_streams: int = 1_000
+    """Streams at once in this process: KEDA opens one for each trigger."""
+    gauges: float = 5.0
+    """The gauges of the queues are renewed this often."""
+    gauges_last: float = 15.0
+    """A gauge that could not be renewed for so long is removed."""

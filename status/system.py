@@ -21,7 +21,7 @@ from headrace_core.rpc.convert import timestamp
 from headrace_core.rpc.queues import duration, queue_message
 from headrace_core.tasks.figures import Figures
 from headrace_core.tasks.kinds import ConsumerRow, Inference, live_consumers, read_inference
-from headrace_core.tasks.queues import QueueFigures, read_figures
+from headrace_core.tasks.queues import QueueFigures
 from status.health import HEALTHY, UNHEALTHY, Parts, judge
 from status.probe import Probe, Unanswered
 
@@ -44,11 +44,11 @@ class _FromDatabase:
 
 
 class System:
-    """Asks the parts. `bus` is None where the system runs without a broker by choice."""
+    """Asks the parts. `bus` is None where the system runs without a broker by choice; `figures` are its owner's."""
 
-    def __init__(self, db: Database, bus: Bus | None, names: StreamNames) -> None:
+    def __init__(self, db: Database, bus: Bus | None, names: StreamNames, figures: Figures) -> None:
         self._db = db
-        self._figures = Figures(lambda: read_figures(db))
+        self._figures = figures
         self._database: Probe[_FromDatabase] = Probe("Postgres", self._ask_database)
         self._inference: Probe[Inference | None] = Probe("Postgres", lambda: read_inference(db))
         self._bus = bus
@@ -62,7 +62,6 @@ class System:
         for probe in (self._database, self._inference, self._broker):
             if probe is not None:
                 await probe.close()
-        await self._figures.close()
 
     async def status(self) -> status_pb2.SystemStatus:
         """How the system is; within 2 s whatever hangs. Never raises for a part that is away."""

@@ -68,6 +68,16 @@ dead_letters_repaired_total = _counter(
     "dead_letters_repaired_total", "Entries that the DLQ stream lacked, or had too many: published, removed.", "how"
 )
 
+# -- queues, from the status service: every replica shows the same, so take the greatest, never the sum ----------------
+queue_backlog = _gauge("queue_backlog", "Units that are due and wait, also in a paused queue.", "queue")
+queue_in_flight = _gauge("queue_in_flight", "Units held by a consumer.", "queue")
+queue_work = _gauge(
+    "queue_work", "Units that wait, unless the queue is paused, or are held: what consumers are scaled by.", "queue"
+)
+queue_delayed = _gauge("queue_delayed", "Units that wait and are not due yet.", "queue")
+queue_oldest_age_seconds = _gauge("queue_oldest_age_seconds", "How long the oldest due unit has waited.", "queue")
+queue_dead_letters = _gauge("queue_dead_letters", "Dead letters that are open.", "queue")
+
 # -- every service ----------------------------------------------------------------------------------------------------
 rpc_seconds = _histogram(
     "rpc_seconds", "How long RPCs took; a stream: how long it lived.", RPC_SECONDS, "method", "code"
