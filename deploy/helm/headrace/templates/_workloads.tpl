@@ -1,0 +1,48 @@
+{{/* Lays `over` on `base`, in place: maps are merged, everything else replaces, also false, 0 and empty ones. */}}
+{{- define "headrace.overlay" -}}
+{{- $base := .base -}}
+{{- range $key, $value := .over -}}
+{{- if and (kindIs "map" $value) (kindIs "map" (get $base $key)) -}}
+{{- include "headrace.overlay" (dict "base" (get $base $key) "over" $value) -}}
+{{- else -}}
+{{- $_ := set $base $key $value -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What runs as a Deployment, as JSON: a list of {component, pool, name, values}. */}}
+{{- define "headrace.workloads" -}}
+{{- $full := include "headrace.fullname" . -}}
+{{- $found := list
+  (dict "component" "producer" "name" (printf "%s-producer" $full) "values" .Values.producer)
+  (dict "component" "status" "name" (printf "%s-status" $full) "values" .Values.status)
+  (dict "component" "consumer" "pool" "default" "name" (printf "%s-consumer" $full) "values" .Values.consumer) -}}
+{{- range $pool, $over := .Values.consumerPools -}}
+{{- $values := deepCopy $.Values.consumer -}}
+{{- include "headrace.overlay" (dict "base" $values "over" (default dict $over)) -}}
+{{- $name := printf "%s-consumer-%s" $full $pool -}}
+{{- $found = append $found (dict "component" "consumer" "pool" $pool "name" $name "values" $values) -}}
+{{- end -}}
+{{- toJson $found -}}
+{{- end -}}
+
+{{/* gRPC port of a component. */}}
+{{- define "headrace.port" -}}
+{{- get (dict "producer" 50051 "status" 50052 "consumer" 50053) . -}}
+{{- end -}}
+
+{{- define "headrace.serviceAccountName" -}}
+{{- default .name .values.serviceAccount.name -}}
+{{- end -}}
+
+{{/* "true" where Kubernetes, not `replicas`, decides the number of pods. */}}
+{{- define "headrace.scaled" -}}
+{{- if ne .autoscaling.mode "none" }}true{{ end -}}
+{{- end -}}
+
+{{/* "true" where something is scaled by the external scaler. */}}
+{{- define "headrace.usesKeda" -}}
+{{- range include "headrace.workloads" . | fromJsonArray -}}
+{{- if eq .values.autoscaling.mode "keda" }}true{{ end -}}
+{{- end -}}
+{{- end -}}
