@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from consumer.deletion_cost import DeletionCost, OwnPod
 from consumer.drain import drain
 from consumer.last_resort import LastResort
 from consumer.queues import queues_of
@@ -47,6 +48,7 @@ class ConsumerService:
         self._grpc_address: str | None = None
         self._works: Works | None = None
         self._last_resort: LastResort | None = None
+        self._cost: asyncio.Task[None] | None = None
 
     @property
     def supervisor(self) -> Supervisor:
@@ -80,12 +82,16 @@ class ConsumerService:
         await self._works.start()
         self._last_resort = LastResort(self._settings, self._holder, self._works.held)
         self._last_resort.install()
+        if self._settings.pod_deletion_cost:
+            self._cost = self._note_deletion_cost(self._works)
         self._grpc_address = await self._grpc.start()
         self._grpc.set_serving(True)
 
     async def drain(self) -> None:
         """Take nothing new; finish or hand back what runs, within the grace period."""
         self._grpc.set_serving(False)
+        if self._cost is not None:
+            self._cost.cancel()  # whoever removes pods has chosen this one
         if self._works is not None:
             works, settings = self._works, self._settings
             limits = {"grace": settings.grace_seconds, "finish": settings.finish_seconds}
@@ -103,6 +109,10 @@ class ConsumerService:
         await self._database.close()
         if self._last_resort is not None:
             self._last_resort.disarm()
+
+    def _note_deletion_cost(self, works: Works) -> asyncio.Task[None]:
+        pod = OwnPod.of(self._settings, os.environ)
+        return self._supervisor.spawn("deletion-cost", DeletionCost(pod, lambda: works.units.running).run)
 
 
 async def _until_available(work: Callable[[], Awaitable[T]]) -> T:
