@@ -21,8 +21,9 @@ from psycopg import AsyncConnection
 from psycopg.rows import args_row, dict_row
 from psycopg_pool import AsyncConnectionPool
 
-from headrace_core.db import arrays
+from headrace_core.db import arrays, session
 from headrace_core.db.errors import DatabaseUnavailable, is_repeatable, is_shortage, translate
+from headrace_core.settings.errors import SettingsError
 
 Row = dict[str, Any]
 Params = Mapping[str, Any]
@@ -37,6 +38,9 @@ KEEPALIVE = {
     "keepalives_count": 3,
     "tcp_user_timeout": 15_000,
 }
+CONNECT_SECONDS = 3
+"""For the connection, and once more for its settings."""
+_KWARGS: dict[str, Any] = {"row_factory": dict_row, "connect_timeout": CONNECT_SECONDS, **KEEPALIVE}
 SHORTAGE_SECONDS = 15.0
 
 
@@ -67,18 +71,19 @@ class Database:
 
     def __init__(self, url: str, *, max_size: int = 8, statement_timeout: float = 5.0) -> None:
         """`max_size` connections at most; `statement_timeout` in seconds is enforced by Postgres as well."""
+        self._url = url
+        self._settings = session.settings(statement_timeout)
+        # Whoever asks for one connection only needs it now, and the pool of its process has looked already.
+        self._looked = max_size == 1
+        self._looking = asyncio.Lock()
+        self._refusal = ""
         self._pool: AsyncConnectionPool[AsyncConnection[Row]] = AsyncConnectionPool(
             url,
-            kwargs={
-                "row_factory": dict_row,
-                "options": _options(statement_timeout),
-                "connect_timeout": 3,
-                **KEEPALIVE,
-            },
+            kwargs=_KWARGS,
             min_size=1,
             max_size=max_size,
             open=False,
-            configure=_configure,
+            configure=self._configure,
             reconnect_timeout=0,
             check=None,
             name="headrace",
@@ -105,6 +110,7 @@ class Database:
         Raises:
             DatabaseUnavailable: no answer within `timeout` seconds, or the connection was lost.
             DataRejected: the data of the statement is bad.
+            SettingsError: the URL leads to a pooler that cannot be used, as found when the first connection was made.
         """
         return await self._bounded(lambda connection: _only(connection, sql, params), timeout)
 
@@ -165,10 +171,38 @@ class Database:
         """A connection that is not known to be broken: a fail-over ends all of them, and no caller shall pay for it."""
         while True:
             connection = await self._pool.getconn(timeout=max(deadline - _now(), 0.001))
-            if not _ended(connection):
+            if not _ended(connection) and not self._refusal:
                 return connection
             await connection.close()
             await self._pool.putconn(connection)
+            if self._refusal:
+                raise SettingsError(self._refusal)
+
+    async def _configure(self, connection: AsyncConnection[Row]) -> None:
+        connection.adapters.register_loader("json", _JsonText)
+        arrays.register(connection)
+        connection.prepare_threshold = 2
+        await connection.set_autocommit(True)
+        pid = await self._set_up(connection)
+        async with self._looking:  # a second connection must not be handed out before it is known
+            if not self._looked:
+                self._looked = True
+                if await session.is_shared(connection, pid, self._connect, within=CONNECT_SECONDS):
+                    self._refusal = session.SHARED
+
+    async def _set_up(self, connection: AsyncConnection[Row]) -> int:
+        """Make the settings within a limit, or close the connection; the process id of its session."""
+        cut = asyncio.get_running_loop().call_later(CONNECT_SECONDS, _cut, connection)
+        try:
+            return await session.apply(connection, self._settings)
+        except BaseException:
+            await connection.close()
+            raise
+        finally:
+            cut.cancel()
+
+    async def _connect(self) -> AsyncConnection[Row]:
+        return await AsyncConnection.connect(self._url, **_KWARGS)
 
 
 _MAX_REPEATS = 8
@@ -187,21 +221,6 @@ async def _changed(connection: Connection, sql: str, params: Params) -> int:
 async def _within(connection: Connection, work: Callable[[Transaction], Awaitable[T]]) -> T:
     async with connection.transaction():
         return await work(Transaction(connection))
-
-
-# A plan is kept for as long as a connection lives, and statistics are a minute old at best. One that was made while the
-# tables were empty, or waiting tasks few, reads all of a million rows for each batch. So joins go from the few to the
-# many by an index, always: every statement of ours is written for that (docs/decisions/0011-plans-by-index.md).
-_BY_INDEX = "-c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off -c enable_material=off"
-
-
-def _options(statement_timeout: float) -> str:
-    """Promise G1 asks for synchronous_commit at least `on`, whatever the role's own setting is."""
-    milliseconds = int(statement_timeout * 1000)
-    return (
-        f"-c synchronous_commit=on -c timezone=UTC -c statement_timeout={milliseconds} "
-        f"-c idle_in_transaction_session_timeout=30000 -c jit=off {_BY_INDEX}"
-    )
 
 
 def _cut(connection: AsyncConnection[Row]) -> None:
@@ -224,13 +243,6 @@ def _ended(connection: AsyncConnection[Row]) -> bool:
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
-
-
-async def _configure(connection: AsyncConnection[Row]) -> None:
-    connection.adapters.register_loader("json", _JsonText)
-    arrays.register(connection)
-    connection.prepare_threshold = 2
-    await connection.set_autocommit(True)
 
 
 __all__ = ["Database", "Params", "Row", "Transaction"]

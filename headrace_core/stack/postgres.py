@@ -142,7 +142,7 @@ class Postgres:
         # PG_VERSION under its final name, so it is built beside and renamed.
         unfinished = self._data_dir.with_name(self._data_dir.name + ".new")
         await asyncio.to_thread(shutil.rmtree, unfinished, ignore_errors=True)
-        program = [*_as_somebody(), str(postgres_folder() / "initdb"), *_initdb_arguments(unfinished)]
+        program = [*as_somebody(), str(postgres_folder() / "initdb"), *_initdb_arguments(unfinished)]
         child = await Child.spawn(self.name, program, self._log, environment=_environment())
         try:
             async with asyncio.timeout(INITDB_SECONDS):
@@ -169,7 +169,7 @@ class Postgres:
         return None
 
     async def _serve(self) -> None:
-        program = [*_as_somebody(), str(postgres_folder() / "postgres"), "-D", str(self._data_dir)]
+        program = [*as_somebody(), str(postgres_folder() / "postgres"), "-D", str(self._data_dir)]
         for key, value in {**SETTINGS, "port": str(self.port)}.items():
             program += ["-c", f"{key}={value}"]
         self._child = await Child.spawn(
@@ -216,7 +216,7 @@ def _environment() -> dict[str, str]:
     return kept | {"LC_ALL": "C"}
 
 
-def _as_somebody() -> tuple[str, ...]:
+def as_somebody() -> tuple[str, ...]:
     """Return the prefix that runs a program as somebody else than root; empty when we are not root."""
     if os.geteuid() != 0:
         return ()
