@@ -15,15 +15,14 @@ from headrace_core.stack.logs import StackLog
 from tests.deploy import manifest
 from tests.deploy.dns import DnsServer
 from tests.deploy.manifest import Identity, Object, Objects
-from tests.deploy.pod import Ending, Pod, pod_template
+from tests.deploy.pod import Ending, Images, Pod, pod_template
 
 HOOK = "helm.sh/hook"
 SERVICE_ADDRESS = re.compile(r"(?P<scheme>[a-z]+)://(?P<login>[^@/]*@)?(?P<name>[a-z][a-z0-9.-]*):(?P<port>\d+)")
-WORKLOADS = ("Deployment",)
 
 
 class Cluster:
-    """Use as `async with`. `elsewhere`: names of Services that run outside of it, to host:port."""
+    """Use as `async with`. `elsewhere`: workloads that run outside of it, to the host:port of their Services."""
 
     def __init__(
         self,
@@ -32,7 +31,7 @@ class Cluster:
         *,
         namespace: str = "default",
         elsewhere: Mapping[str, str] | None = None,
-        image: Mapping[str, str] | None = None,
+        images: Images | None = None,
     ) -> None:
         self.objects = Objects(objects)
         self.pods: list[Pod] = []
@@ -44,7 +43,7 @@ class Cluster:
         self._numbers = itertools.count(10)
         self._folder = folder
         self._elsewhere = dict(elsewhere or {})
-        self._image = dict(image or {})
+        self._images = images or Images()
         self._dns = DnsServer(self._resolve)
 
     async def __aenter__(self) -> Self:
@@ -66,10 +65,11 @@ class Cluster:
         """Run the jobs and pods of a hook to their ends, in the order of their weights. AssertionError if one fails."""
         hooks = [one for kind in ("Job", "Pod") for one in self.objects.all(kind) if event in _hooks(one)]
         for hook in sorted(hooks, key=_weight):
-            assert await self.run_job(hook) == 0, f"hook {hook['metadata']['name']} failed"
+            code, said = await self.run_job(hook)
+            assert code == 0, f"hook {hook['metadata']['name']} ended with {code}{said}"
 
-    async def run_job(self, job: Object) -> int:
-        """Run the pod of a job to its end; its exit code."""
+    async def run_job(self, job: Object) -> tuple[int, str]:
+        """Run the pod of a job to its end; its exit code, and what it said last."""
         pod = self._pod(job)
         self.pods.append(pod)
         try:
@@ -77,15 +77,16 @@ class Cluster:
         finally:
             self.pods.remove(pod)
 
-    async def start(self) -> None:
-        """Start the pods of every Deployment, side by side, and wait until they are ready."""
-        await asyncio.gather(*(self._start(one) for one in self._workloads() for _ in range(one["spec"]["replicas"])))
+    async def start(self, kind: str = "Deployment") -> None:
+        """Start the pods of every workload of that kind, side by side, and wait until they are ready."""
+        workloads = [one for one in self.objects.all(kind) if one["metadata"]["name"] not in self._elsewhere]
+        await asyncio.gather(*(self._start(one) for one in workloads for _ in range(self._replicas(one))))
 
     async def roll_out(self, objects: Iterable[Object] | None = None) -> None:
         """Replace every pod, one at a time in each Deployment: the new one is ready before the old one has to go."""
         for one in objects or ():
             self.objects.add(one)
-        await asyncio.gather(*(self._roll(one) for one in self._workloads()))
+        await asyncio.gather(*(self._roll(one) for one in self.objects.all("Deployment")))
 
     async def stop(self) -> None:
         """Delete every pod; `endings` tells how they ended."""
@@ -114,11 +115,19 @@ class Cluster:
         folder = self._folder / name
         folder.mkdir(parents=True)
         return Pod(
-            pod_template(owner), identity, self.objects, folder, self.log, locate=self._locate, image=self._image
+            pod_template(owner), identity, self.objects, folder, self.log, locate=self._locate, images=self._images
         )
 
-    def _workloads(self) -> list[Object]:
-        return [one for kind in WORKLOADS for one in self.objects.all(kind)]
+    def _replicas(self, workload: Object) -> int:
+        """As many pods as it says, or the fewest that its scaler allows."""
+        if "replicas" in workload["spec"]:
+            return int(workload["spec"]["replicas"])
+        name = workload["metadata"]["name"]
+        for kind, fewest in (("HorizontalPodAutoscaler", "minReplicas"), ("ScaledObject", "minReplicaCount")):
+            for scaler in self.objects.all(kind):
+                if scaler["spec"]["scaleTargetRef"]["name"] == name:
+                    return int(scaler["spec"][fewest])
+        raise AssertionError(f"nobody says how many pods {name} has")
 
     def _resolve(self, name: str) -> list[str] | None:
         """The ready pods of a Service. Search domains and the cluster's domain come after the first label."""

@@ -11,8 +11,8 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,20 @@ INIT_SECONDS = 60.0
 DEFAULT_PERIOD, DEFAULT_THRESHOLD, DEFAULT_TIMEOUT = 10.0, 3, 1.0
 
 Locate = Callable[[str], str]
+
+
+@dataclass(frozen=True)
+class Images:
+    """What is in the images: variables that they set, and the programs of those whose containers name none."""
+
+    variables: Mapping[str, str] = field(default_factory=dict)
+    programs: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """By repository; `0.0.0.0` in an argument becomes the pod's address."""
+
+    def program(self, container: Object) -> list[str]:
+        """What runs where the container has no command."""
+        repository = container["image"].partition(":")[0]
+        return [] if "command" in container else list(self.programs[repository])
 
 
 @dataclass(frozen=True)
@@ -52,9 +66,8 @@ class Pod:
         log: StackLog,
         *,
         locate: Locate = lambda text: text,
-        image: Mapping[str, str] | None = None,
+        images: Images,
     ) -> None:
-        """`image`: the variables that the image sets."""
         self.identity = identity
         self.labels: dict[str, str] = template["metadata"]["labels"]
         self.spec: Object = template["spec"]
@@ -65,7 +78,7 @@ class Pod:
         self._folder = folder
         self._log = log
         self._locate = locate
-        self._image = dict(image or {})
+        self._images = images
         self._child: Child | None = None
         self._prober: asyncio.Task[None] | None = None
 
@@ -84,19 +97,20 @@ class Pod:
         """Run the init containers, start the container, and wait until its probes say that it is ready."""
         self._lay_files()
         for container in self.spec.get("initContainers", []):
-            assert await self._run(container) == 0, f"{self.identity.name}: {container['name']} failed"
+            code, said = await self._run(container)
+            assert code == 0, f"{self.identity.name}: {container['name']} ended with {code}{said}"
         self._child = await self._spawn(self.container)
         await self._until_started()
         self._prober = asyncio.create_task(self._probe_for_ever(), name=f"probes of {self.identity.name}")
 
-    async def run_to_end(self) -> int:
-        """Run the init containers and the container of a job; the last exit code."""
+    async def run_to_end(self) -> tuple[int, str]:
+        """Run the init containers and the container of a job; the last exit code, and what was said last."""
         self._lay_files()
-        for container in [*self.spec.get("initContainers", []), self.container]:
-            code = await self._run(container)
+        for container in self.spec.get("initContainers", []):
+            code, said = await self._run(container)
             if code:
-                return code
-        return 0
+                return code, said
+        return await self._run(self.container)
 
     async def delete(self) -> Ending:
         """As a node deletes a pod: preStop, SIGTERM, and SIGKILL when the grace period is over."""
@@ -174,32 +188,35 @@ class Pod:
             writer.close()
         return 200 <= status < 400
 
-    async def _run(self, container: Object) -> int:
+    async def _run(self, container: Object) -> tuple[int, str]:
         child = await self._spawn(container)
         try:
             async with asyncio.timeout(INIT_SECONDS):
-                return await child.wait()
+                await child.wait()
         finally:
-            await child.kill()
+            code = await child.kill()
+        return code, child.last_lines()
 
     async def _spawn(self, container: Object) -> Child:
         variables = manifest.environment(container, self.identity, self._objects)
         variables = {name: self._here(value, container) for name, value in variables.items()}
-        program = [self._here(word, container) for word in manifest.command(container, variables)]
+        words = [*self._images.program(container), *manifest.command(container, variables)]
+        program = [self._here(word, container) for word in words]
         path = f"{Path(sys.executable).parent}{os.pathsep}/usr/bin{os.pathsep}/bin"
         return await Child.spawn(
             f"{self.identity.name}.{container['name']}",
             program,
             self._log,
-            environment={"PATH": path, "HOME": str(self._folder), **self._image, **variables},
+            environment={"PATH": path, "HOME": str(self._folder), **self._images.variables, **variables},
             working_folder=self._folder,
         )
 
     def _here(self, text: str, container: Object) -> str:
         """The text of an environment or a command, as it has to be on this machine."""
+        option, separator, value = text.partition("=") if text.startswith("--") else ("", "", text)
         for mount in container.get("volumeMounts", []):
-            if text == mount["mountPath"] or text.startswith(f"{mount['mountPath']}/"):
-                return f"{self._folder}{text}"
+            if value == mount["mountPath"] or value.startswith(f"{mount['mountPath']}/"):
+                return f"{option}{separator}{self._folder}{value}"
         return self._locate(text.replace(ANY_ADDRESS, self.identity.address))
 
     def _lay_files(self) -> None:

@@ -15,6 +15,7 @@ from headrace.watch import is_terminal
 from headrace_core.stack.nats import NatsServer
 from tests.deploy.cluster import Cluster
 from tests.deploy.manifest import Object, secret
+from tests.deploy.pod import Images
 from tests.deploy.rendering import CHART, render
 from tests.deploy.traffic import LONG_SECONDS, Traffic
 from tests.fixtures.servers import HANDLERS
@@ -23,17 +24,13 @@ PRODUCER, STATUS = 50051, 50052
 STEPS = int(LONG_SECONDS / 0.1)
 # Waits are shorter than in production, so that the whole takes a minute; what is waited for is the same.
 SETS = {
-    "producer.replicas": 2,
-    "status.replicas": 2,
-    "consumer.replicas": 2,
-    "preStopSeconds": 1,
-    "maxConnectionAgeSeconds": 5,
-    "maxConnectionAgeGraceSeconds": 1,
-    "consumer.handlers": "{long_work,sample_handlers}",
     "image.tag": "one",
-    "database.existingSecret.name": "postgres",
-    "nats.existingSecret.name": "nats",
-    "streamReplicas": 1,
+    "nats.streamReplicas": 1,
+    "consumer.handlers": ["long_work", "sample_handlers"],
+    **{f"{service}.autoscaling.minReplicas": 2 for service in ("producer", "status", "consumer")},
+    **{f"{service}.preStopSeconds": 1 for service in ("producer", "status", "consumer")},
+    **{f"{service}.maxConnectionAgeSeconds": 5 for service in ("producer", "status")},
+    **{f"{service}.maxConnectionAgeGraceSeconds": 1 for service in ("producer", "status")},
 }
 
 
@@ -43,8 +40,8 @@ def rendered(**changes: Any) -> list[Object]:
 
 @pytest.fixture
 async def cluster(empty_database_url: str, nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[Cluster]:
-    secrets = [secret("postgres", url=empty_database_url), secret("nats", url=nats_server.url)]
-    async with Cluster([*rendered(), *secrets], tmp_path, image={"PYTHONPATH": str(HANDLERS)}) as cluster:
+    secrets = [secret("headrace-database", url=empty_database_url), secret("headrace-broker", url=nats_server.url)]
+    async with Cluster([*rendered(), *secrets], tmp_path, images=Images({"PYTHONPATH": str(HANDLERS)})) as cluster:
         yield cluster
 
 
