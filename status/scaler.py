@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncIterator
+from contextlib import aclosing, suppress
 from typing import Any
 
 import grpc
@@ -35,7 +35,8 @@ class ScalerServicer(external_scaler_pb2_grpc.ExternalScalerServicer):
     ) -> pb.IsActiveResponse:
         """Whether there must be a consumer."""
         trigger, found = parse(request.scalerMetadata)
-        work = await self._checked(trigger, found)
+        await self._check(trigger, found)
+        work = await self._work.latest()
         return pb.IsActiveResponse(result=trigger.active({name: queue.active for name, queue in work.items()}))
 
     async def StreamIsActive(  # noqa: N802 - the proto's name
@@ -44,7 +45,7 @@ class ScalerServicer(external_scaler_pb2_grpc.ExternalScalerServicer):
         """The same, live."""
         trigger, found = parse(request.scalerMetadata)
         if found:
-            await self._checked(trigger, found)
+            await self._check(trigger, found)
         with self._activity.observe(trigger) as observer:
             async with aclosing(observer.changes()) as changes:  # type: ignore[type-var]
                 async for active in changes:
@@ -55,10 +56,8 @@ class ScalerServicer(external_scaler_pb2_grpc.ExternalScalerServicer):
     ) -> pb.GetMetricSpecResponse:
         """The metric and its target, also while Postgres is away: without them KEDA could not fall back."""
         trigger, found = parse(request.scalerMetadata)
-        try:
-            await self._checked(trigger, found)
-        except DatabaseUnavailable:
-            refuse(found)
+        with suppress(DatabaseUnavailable):
+            await self._check(trigger, found)
         spec = pb.MetricSpec(
             metricName=trigger.metric.name, targetSize=math.ceil(trigger.target), targetSizeFloat=trigger.target
         )
@@ -73,24 +72,24 @@ class ScalerServicer(external_scaler_pb2_grpc.ExternalScalerServicer):
         if request.metricName != name:
             said = f"{request.metricName[:80]!r} is not the metric of these metadata, which is {name!r}"
             found.append(Violation("metricName", said))
-        value = trigger.value(await self._checked(trigger, found))
+        await self._check(trigger, found)
+        value = trigger.value(await self._work.latest())
         # Rounded up for those who know no fractions: something is never nothing.
         metric = pb.MetricValue(metricName=name, metricValue=math.ceil(value), metricValueFloat=value)
         return pb.GetMetricsResponse(metricValues=[metric])
 
-    async def _checked(self, trigger: Trigger, found: list[Violation]) -> Mapping[str, QueueWork]:
-        """The figures of all queues, if nothing is wrong with the trigger.
+    async def _check(self, trigger: Trigger, found: list[Violation]) -> None:
+        """Refuse what is wrong with a trigger. A queue that has been seen once is there: Postgres is not asked again.
 
         Raises:
-            InvalidFields: something is; every violation of it.
-            DatabaseUnavailable: Postgres does not answer, and the trigger is right as far as is known.
+            InvalidFields: something is wrong; every violation of it that is known of.
+            DatabaseUnavailable: Postgres does not answer whether its queues are declared; all else is right.
         """
-        try:
-            work = await self._work.latest()
-            if trigger.unknown(work):  # they may have been declared a moment ago
-                work = await self._work.latest(fresh=True)
-        except DatabaseUnavailable:
-            refuse(found)
-            raise
-        refuse(found + trigger.unknown(work))
-        return work
+        known = self._work.last or {}
+        if trigger.unknown(known):
+            try:
+                known = await self._work.latest(fresh=True)
+            except DatabaseUnavailable:
+                refuse(found)
+                raise
+        refuse(found + trigger.unknown(known))
