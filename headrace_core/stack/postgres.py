@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import psycopg
@@ -54,12 +55,22 @@ class Postgres:
     """A Postgres server on loopback whose data live in `data_dir`, which it creates.
 
     `port` 0 takes any free port at the first start and keeps it. Anybody on this machine may connect as the
-    superuser `postgres`, without a password. `pass_fds` stay open in the server as long as it lives.
+    superuser `postgres`, without a password. `settings` go over the ordinary ones. `pass_fds` stay open in the server
+    as long as it lives.
     """
 
-    def __init__(self, data_dir: Path, log: StackLog, *, port: int = 0, pass_fds: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        log: StackLog,
+        *,
+        port: int = 0,
+        settings: Mapping[str, str] | None = None,
+        pass_fds: tuple[int, ...] = (),
+    ) -> None:
         self.name = "postgres"
         self.port = port
+        self._settings = {**SETTINGS, **(settings or {})}
         self._data_dir = data_dir
         self._log = log
         self._pass_fds = pass_fds
@@ -170,7 +181,7 @@ class Postgres:
 
     async def _serve(self) -> None:
         program = [*as_somebody(), str(postgres_folder() / "postgres"), "-D", str(self._data_dir)]
-        for key, value in {**SETTINGS, "port": str(self.port)}.items():
+        for key, value in {**self._settings, "port": str(self.port)}.items():
             program += ["-c", f"{key}={value}"]
         self._child = await Child.spawn(
             self.name,
@@ -193,7 +204,7 @@ class Postgres:
             lines = (self._data_dir / "postmaster.pid").read_text().splitlines()
         except OSError:
             return False
-        return len(lines) >= 8 and lines[0] == str(self._child.pid) and lines[7].strip() == "ready"
+        return len(lines) >= 8 and lines[0] == str(self._child.pid) and lines[7].strip() in ("ready", "standby")
 
 
 def _children(parent: int) -> list[int]:
