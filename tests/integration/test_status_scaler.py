@@ -342,7 +342,7 @@ async def test_while_postgres_is_away_there_is_no_figure_and_the_stream_stays(da
         serving(wire.url(database_url), limits=ScalingLimits(look=0.1)) as (_, keda),
     ):
         stream = keda.stream()
-        assert await stream.next() is False
+        assert (await stream.next(), await keda.active()) == (False, False)
         await wire.cut()
         await submitted(db)
         await eventually(lambda: unanswered(keda))  # the last reading serves for twenty times as long as it took
