@@ -20,6 +20,11 @@ program() { # NAME HOW-TO-GET-IT
     command -v "$1" >/dev/null 2>&1 || fail "$1 is not installed; get it with: $2"
 }
 
+docker_plugin() { # NAME
+    program docker "the packages of Docker"
+    docker "$1" version >/dev/null 2>&1 || fail "docker has no plugin $1; get it with: the package docker-$1-plugin"
+}
+
 run() {
     echo "+ $*" >&2
     "$@"

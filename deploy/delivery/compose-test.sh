@@ -5,7 +5,7 @@ set -euo pipefail
 # shellcheck source=deploy/delivery/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-program docker "the packages of Docker, with the plugins buildx and compose"
+docker_plugin compose
 compose=(docker compose --project-name headrace-test --file "$root/deploy/compose/compose.yaml")
 trap 'run "${compose[@]}" down --volumes --timeout 40' EXIT
 if ! run "${compose[@]}" up --no-build --detach --wait --wait-timeout 240; then

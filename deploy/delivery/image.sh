@@ -11,7 +11,7 @@ set -euo pipefail
 # shellcheck source=deploy/delivery/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-program docker "the packages of Docker, with the plugin buildx"
+docker_plugin buildx
 program git "the package git"
 cd "$root"
 

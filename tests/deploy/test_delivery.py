@@ -122,6 +122,13 @@ def test_a_push_that_cannot_be_is_refused(recorder: Recorder, variables: dict[st
     assert said(recorder.run("image.sh", PUSH="1", **variables)).startswith(sentence)
 
 
+@pytest.mark.parametrize(("script", "plugin"), [("image.sh", "buildx"), ("compose-test.sh", "compose")])
+def test_a_docker_without_the_plugin_is_named(recorder: Recorder, script: str, plugin: str) -> None:
+    recorder.program("docker", "exit 1\n")
+    assert f"docker has no plugin {plugin}" in said(recorder.run(script))
+    assert recorder.calls() == []
+
+
 # -- signatures --------------------------------------------------------------------------------------------------------
 def test_what_was_pushed_is_signed_by_its_digest(recorder: Recorder) -> None:
     (recorder.dist / "image.digest").write_text(f"{DIGEST}\n")

@@ -11,7 +11,9 @@ import pytest
 import yaml
 from prometheus_client import Counter, Gauge, Histogram
 
+from headrace.v1 import dead_letter_pb2, producer_pb2, queue_pb2, status_pb2
 from headrace_core.telemetry import metrics
+from status.keda import external_scaler_pb2
 from tests.deploy.promql import Expression, Node, NotPromQL, Selector, nodes, parse, selectors
 from tests.deploy.tools import ROOT
 
@@ -21,6 +23,7 @@ SERVICES = ("producer", "consumer", "status")
 # What Prometheus adds to every sample.
 TARGET_LABELS = {"job", "instance"}
 OF_THE_PROCESS = {"process_cpu_seconds_total", "process_resident_memory_bytes", "process_start_time_seconds"}
+LEFT_OUT = ("method", "!~")
 UNITS = {"ops", "short", "s", "bytes", "none", "percentunit"}
 
 
@@ -116,6 +119,24 @@ def test_quantiles_keep_the_buckets_apart(panels: list[dict[str, Any]]) -> None:
         inside = node.children[1]
         assert isinstance(inside, Node), where
         assert "le" in (inside.labels or ()), where
+
+
+def test_latency_is_that_of_calls_not_of_streams(panels: list[dict[str, Any]]) -> None:
+    # How long a watch was open says nothing about how quick the service is.
+    files = [producer_pb2, status_pb2, queue_pb2, dead_letter_pb2, external_scaler_pb2]
+    methods = [
+        (f"{service.full_name}/{method.name}", method.server_streaming)
+        for file in files
+        for service in file.DESCRIPTOR.services_by_name.values()
+        for method in service.methods
+    ]
+    assert sum(streams for _, streams in methods) >= 3
+    for where, expression in expressions(panels):
+        for selector in selectors(expression):
+            if selector.metric == "headrace_rpc_seconds_bucket":
+                (left_out,) = [value for label, operator, value in selector.matchers if (label, operator) == LEFT_OUT]
+                for method, streams in methods:
+                    assert bool(re.fullmatch(left_out, method)) == streams, (where, method)
 
 
 def test_the_queues_gauges_are_not_summed_over_replicas(panels: list[dict[str, Any]]) -> None:
