@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -54,31 +55,36 @@ def render(
     return copy.deepcopy(_parsed(done.stdout))
 
 
-def refusal(
-    values_files: Sequence[Path] = (), sets: Mapping[str, Any] | None = None, release: str = "headrace"
-) -> str:
+def refusal(values_files: Sequence[Path] = (), sets: Mapping[str, Any] | None = None, release: str = "headrace") -> str:
     """What Helm says about values that it refuses; empty where it does not."""
     done = _template(tuple(values_files), json.dumps(sets or {}), release, "default")
     return done.stderr if done.returncode else ""
 
 
-def scenario(name: str, **options: str) -> list[Object]:
-    """The objects of one of SCENARIOS; options as in `render`."""
-    return render(SCENARIOS[name], **options)
+def scenario(name: str, release: str = "headrace", namespace: str = "default") -> list[Object]:
+    """The objects of one of SCENARIOS."""
+    return render(SCENARIOS[name], release=release, namespace=namespace)
 
 
 def lint(values_files: Sequence[Path] = ()) -> subprocess.CompletedProcess[str]:
     """`helm lint --strict`."""
-    files = [word for path in values_files for word in ("--values", str(path))]
-    return _helm("lint", str(CHART), "--strict", "--kube-version", KUBERNETES, *files)
+    return _helm("lint", str(CHART), "--strict", "--kube-version", KUBERNETES, *_values_words(values_files))
 
 
-def notes(values_files: Sequence[Path]) -> str:
-    """What is printed after an installation."""
-    files = [word for path in values_files for word in ("--values", str(path))]
-    done = _helm("install", "headrace", str(CHART), "--dry-run=client", "--kube-version", KUBERNETES, *files)
+def notes(values_files: Sequence[Path], folder: Path) -> str:
+    """What is printed after an installation. `folder`: an empty one for a copy of the chart.
+
+    Helm prints it after a real installation only; in the copy it is a template like the others.
+    """
+    copied = folder / "headrace"
+    shutil.copytree(CHART, copied)
+    text = (copied / "templates" / "NOTES.txt").read_text()
+    (copied / "templates" / "_notes.tpl").write_text('{{- define "notes" -}}' + text + "{{- end -}}")
+    (copied / "templates" / "notes.yaml").write_text('notes: {{ include "notes" . | toJson }}')
+    words = ("--show-only", "templates/notes.yaml", "--kube-version", KUBERNETES, *_values_words(values_files))
+    done = _helm("template", "headrace", str(copied), *words)
     assert done.returncode == 0, done.stderr
-    return done.stdout.partition("NOTES:\n")[2]
+    return str(yaml.safe_load(done.stdout)["notes"])
 
 
 def one(objects: Sequence[Object], kind: str, name: str) -> Object:
@@ -136,10 +142,14 @@ def _documents(text: str) -> list[Object | None]:
 def _template(
     values_files: tuple[Path, ...], sets: str, release: str, namespace: str
 ) -> subprocess.CompletedProcess[str]:
-    words = [word for path in values_files for word in ("--values", str(path))]
+    words = _values_words(values_files)
     for path, value in json.loads(sets).items():
         words += ["--set-json", f"{path}={json.dumps(value)}"]
     return _helm("template", release, str(CHART), "--namespace", namespace, "--kube-version", KUBERNETES, *words)
+
+
+def _values_words(values_files: Sequence[Path]) -> list[str]:
+    return [word for path in values_files for word in ("--values", str(path))]
 
 
 def _helm(*words: str) -> subprocess.CompletedProcess[str]:

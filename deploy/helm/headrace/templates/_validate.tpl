@@ -2,6 +2,7 @@
 {{- define "headrace.validate" -}}
 {{- include "headrace.validateDatabase" . -}}
 {{- include "headrace.validateNats" . -}}
+{{- include "headrace.validateConfig" . -}}
 {{- if and (eq .Values.ai.backend "openai") (not .Values.ai.model) -}}
 {{- fail "ai.backend is openai, which needs a model: set ai.model to its name on the server" -}}
 {{- end -}}
@@ -31,6 +32,26 @@
 {{- end -}}
 {{- end -}}
 
+{{/* headrace.toml itself is checked by the services; here, that it is TOML and that scaling asks for queues that it declares. */}}
+{{- define "headrace.validateConfig" -}}
+{{- $config := fromToml .Values.config -}}
+{{- with get $config "Error" }}{{ fail (printf "config is not TOML: %s" .) }}{{ end -}}
+{{- $declared := list "default" -}}
+{{- range get $config "queues" }}{{ $declared = append $declared .name }}{{ end -}}
+{{- range $workload := include "headrace.workloads" . | fromJsonArray -}}
+{{- range $queue := $workload.values.autoscaling.queues -}}
+{{- if not (has $queue $declared) -}}
+{{- fail (printf "%s.autoscaling.queues has %s, which config does not declare: add [[queues]] with name = %s to config" (include "headrace.where" $workload) (quote $queue) (quote $queue)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Where a workload's values stand. */}}
+{{- define "headrace.where" -}}
+{{- eq (default "default" .pool) "default" | ternary .component (printf "consumerPools.%s" .pool) -}}
+{{- end -}}
+
 {{/* How many of the given values are set. */}}
 {{- define "headrace.ways" -}}
 {{- $count := 0 -}}
@@ -39,7 +60,7 @@
 {{- end -}}
 
 {{- define "headrace.validateWorkload" -}}
-{{- $where := eq (default "default" .pool) "default" | ternary .component (printf "consumerPools.%s" .pool) -}}
+{{- $where := include "headrace.where" . -}}
 {{- $scaling := .values.autoscaling -}}
 {{- if gt (int .values.finishSeconds) (int .values.graceSeconds) -}}
 {{- fail (printf "%s.finishSeconds is %d and graceSeconds %d: set finishSeconds to at most graceSeconds" $where (int .values.finishSeconds) (int .values.graceSeconds)) -}}
