@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import json
@@ -37,8 +38,14 @@ def text() -> str:
     return (CHART / "values.yaml").read_text()
 
 
+@functools.cache
+def parsed() -> Any:
+    return yaml.safe_load(text())
+
+
 def values() -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load(text())
+    """A copy of the defaults."""
+    found: dict[str, Any] = copy.deepcopy(parsed())
     return found
 
 
