@@ -11,7 +11,7 @@ from typing import Annotated, TextIO
 import typer
 
 from headrace import __version__
-from headrace.cli import analyze, dead_letters, queues, server_verbs, status, tasks, watching
+from headrace.cli import analyze, dead_letters, queues, server_verbs, status, tasks, verify, watching
 from headrace.cli.exits import ExitCode, Failure, UsageFailure, usage_failure
 from headrace.cli.session import NamespaceOption, ProducerOption, StatusOption, Target
 
@@ -61,7 +61,7 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(invoke_without_command=True)(_globals)
-    for part in (tasks, watching, analyze, status):
+    for part in (tasks, watching, analyze, status, verify):
         part.register(app)
     app.add_typer(dead_letters.app, name="dlq")
     app.add_typer(queues.app, name="queues")
