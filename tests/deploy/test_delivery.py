@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -335,7 +336,13 @@ def test_compose_is_tried_with_real_tasks_and_taken_away(recorder: Recorder) -> 
     assert all(call[:2] == ["docker", "compose"] and Path(call[5]).is_file() for call in recorder.calls())
     assert up[:2] == ["up", "--no-build"]
     assert "--wait" in up
-    assert tried[tried.index("migrate") + 1 :][:2] == ["headrace", "verify"]
+    program = tried.index("migrate") + 1
+    assert tried[program : program + 2] == ["headrace", "verify"]
+    help_of_verify = subprocess.run(
+        [sys.executable, "-m", "headrace.cli", "verify", "--help"], capture_output=True, text=True, check=True
+    )
+    for word in tried[program + 2 :]:
+        assert not word.startswith("--") or f" {word} " in help_of_verify.stdout
     services = yaml.safe_load((ROOT / "deploy" / "compose" / "compose.yaml").read_text())["services"]
     for address in (*option(tried, "--env"), option(tried, "--http")[0].replace("http://", "=")):
         host, port = address.rpartition("=")[2].split(":")
