@@ -7,6 +7,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 
 BIN := .venv/bin
 SETUP := deploy/setup
+DELIVERY := deploy/delivery
 FILE ?=
 QUESTIONS ?=
 ARGS ?=
@@ -15,7 +16,9 @@ MINUTES ?= 3
 SEED ?=
 export PYTHON FILE QUESTIONS
 
-.PHONY: help setup demo dev test faults faults-checker bench bench-peers lint types generate check-generated check-stubs-floor release-image lock clean chart-tools chart-test
+.PHONY: help setup demo dev test faults faults-checker bench bench-peers lint types generate check-generated check-stubs-floor release-image lock clean \
+	chart-tools chart-test check ci-tools image image-sign compose-test chart-package chart-push chart-sign \
+	release-check release-notes release-publish deploy deploy-test
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)$$/\1\t\2/' \
@@ -82,6 +85,45 @@ release-image: setup ## Keep the protos as they are as the last release's, for `
 
 lock: ## Resolve all locks anew.
 	@bash $(SETUP)/lock.sh
+
+check: ## Everything that must pass before a change lands: what CI runs.
+	@bash .ci/run
+
+ci-tools: ## Install what CI's tests need from the system's packages (Debian, Ubuntu).
+	@bash $(DELIVERY)/ci-tools.sh
+
+image: ## Build the image (IMAGE=…, VERSION=…, MODEL=no, PYTHON_IMAGE=…; PUSH=1 pushes it with SBOM and provenance).
+	@bash $(DELIVERY)/image.sh
+
+image-sign: ## Sign the image that was pushed, with the workflow's identity (IMAGE=…).
+	@bash $(DELIVERY)/sign.sh image
+
+compose-test: ## Start deploy/compose, run real tasks there, and take it away with its data.
+	@bash $(DELIVERY)/compose-test.sh
+
+chart-package: chart-tools ## Check the chart and pack it into dist/ (VERSION=…).
+	@bash $(DELIVERY)/chart-package.sh
+
+chart-push: chart-tools ## Push the packed chart into a registry (CHARTS=…, VERSION=…).
+	@bash $(DELIVERY)/chart-push.sh
+
+chart-sign: ## Sign the chart that was pushed, with the workflow's identity (CHARTS=…).
+	@bash $(DELIVERY)/sign.sh chart
+
+release-check: ## Check that a tag agrees with the code, the chart and the changelog (TAG=v1.2.3).
+	@bash $(DELIVERY)/release-check.sh
+
+release-notes: ## Print what the changelog says of a version (VERSION=…).
+	@bash $(DELIVERY)/release-notes.sh
+
+release-publish: ## Make the release on GitHub, with notes and the packed chart (TAG=v1.2.3).
+	@bash $(DELIVERY)/release-publish.sh
+
+deploy: chart-tools ## Install or upgrade the release in a cluster, or roll back (IMAGE=…, VERSION=…, VALUES=…).
+	@bash $(DELIVERY)/deploy.sh
+
+deploy-test: chart-tools ## Run the release's test in its cluster (RELEASE=…, NAMESPACE=…).
+	@bash $(DELIVERY)/deploy-test.sh
 
 clean: ## Remove environments, caches and the local stack's data.
 	@rm -rf .venv .tools .venv-gen .venv-floor .venv-peers .venv-peers-arq .headrace build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache \
