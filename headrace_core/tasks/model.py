@@ -5,7 +5,7 @@ Named tuples: thousands are made in a second, and a frozen dataclass takes four 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import Enum, IntEnum, StrEnum
 from types import MappingProxyType
@@ -271,11 +271,15 @@ class Settled(NamedTuple):
 
 
 class Settlements(NamedTuple):
-    """A settled batch: one answer for each, and what to publish and whom to wake after the commit."""
+    """A settled batch: one answer for each, and what to publish and whom to wake after the commit.
+
+    `failed`: the reasons of the tasks that became FAILED, and so of the dead letters written.
+    """
 
     answers: list[Settled]
     publications: list[Publication]
     wakes: list[Wake]
+    failed: Sequence[str] = ()
 
 
 class Report(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ from headrace_core.tasks.model import (
     Wake,
 )
 from headrace_core.tasks.renew import lease_columns
+from headrace_core.telemetry import metrics
 
 _SQL = queries.load("headrace_core.tasks", "sql/settle.sql")
 T = TypeVar("T", Complete, Reschedule, Fail)
@@ -55,7 +57,11 @@ async def settle(
         await batch.write(settlements)
         return batch.outcome(settlements)
 
-    return await db.run(work)
+    settled = await db.run(work)
+    # Here and not where attempts end: consumers settle, and so does the relay that takes over from them.
+    for reason, number in Counter(settled.failed).items():
+        metrics.dead_letters_total.labels(reason).inc(number)
+    return settled
 
 
 async def _settle_plain(db: Database, completed: Sequence[Complete]) -> Settlements:
@@ -114,6 +120,7 @@ class _Batch:
     renewals: Mapping[UnitId, int]
     applied: set[UnitId] = field(default_factory=set)
     dead_letters: dict[UUID, str] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
     publications: list[Publication] = field(default_factory=list)
     sequences: dict[UUID, int] = field(default_factory=dict)
 
@@ -131,7 +138,7 @@ class _Batch:
     def outcome(self, settlements: Sequence[Settlement]) -> Settlements:
         answers = [self._answer(item) for item in settlements]
         wakes = [Wake(task_id, sequence) for task_id, sequence in self.sequences.items()]
-        return Settlements(answers, self.publications, wakes)
+        return Settlements(answers, self.publications, wakes, self.failed)
 
     def _answer(self, settlement: Settlement) -> Settled:
         unit_id = settlement.lease.unit_id
@@ -198,6 +205,7 @@ class _Batch:
         ends = {row["task_id"]: _end_of(row) for row in reversed(rows) if row["lost"]}
         for row in await end_tasks(self.tx, list(ends.values()), "FAILED", self.sharded) if ends else []:
             self.dead_letters[row["task_id"]] = f"{row['task_id']}-{row['generation']}"
+            self.failed.append(ends[row["task_id"]].reason)
             self._saw(row)
 
     def _charged(self, items: Sequence[Reschedule] | Sequence[Fail]) -> dict[str, Any]:

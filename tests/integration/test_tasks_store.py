@@ -35,6 +35,7 @@ from headrace_core.tasks.settle import settle
 from headrace_core.tasks.states import may_become
 from headrace_core.tasks.submit import find_by_key, submit
 from headrace_core.tasks.takeover import read_leases, take_over
+from headrace_core.telemetry import metrics
 from tests.factories import a_holder, a_task, claimed, events_of, planned, row_of, submitted
 
 
@@ -195,6 +196,21 @@ async def test_a_failure_for_good_is_one_transaction_with_its_dead_letter(db: Da
     assert letter["reason"] == "NON_RETRYABLE"
     last = (await events_of(db, task.id))[-1]
     assert (last["state"], last["terminal"], last["sequence"]) == ("FAILED", True, row["sequence"])
+
+
+async def test_each_dead_letter_is_counted_once_by_its_reason(db: Database) -> None:
+    def counted(reason: str) -> float:
+        return metrics.REGISTRY.get_sample_value("headrace_dead_letters_total", {"reason": reason}) or 0.0
+
+    before = counted("NON_RETRYABLE"), counted("QUORUM_LOST")
+    unit = await claimed(db, a_holder(), (await submitted(db)).id)
+    for _ in range(2):  # the second is fenced
+        await settle(db, [Fail(unit.lease, "failure", "NON_RETRYABLE", error())])
+    holder = a_holder()
+    task = await planned(db, holder, 3, needed=2)
+    for shard in [await claimed(db, holder, task.id, index) for index in range(2)]:
+        await settle(db, [Fail(shard.lease, "failure", "ATTEMPTS_EXHAUSTED", error())])
+    assert (counted("NON_RETRYABLE"), counted("QUORUM_LOST")) == (before[0] + 1, before[1] + 1)
 
 
 async def test_a_plan_makes_shards_and_the_last_shard_makes_the_merge(db: Database) -> None:
