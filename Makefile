@@ -69,10 +69,10 @@ chart-test: setup chart-tools ## Test the chart: its objects, their agreement, a
 types: setup ## Check the types (mypy --strict).
 	@$(BIN)/mypy
 
-generate: ## Generate headrace/v1 from proto/.
+generate: ## Generate the gRPC code from proto/ (headrace/v1, status/keda).
 	@bash $(SETUP)/generate.sh
 
-check-generated: ## Check that headrace/v1 is what proto/ says.
+check-generated: ## Check that the generated code is what proto/ says.
 	@bash $(SETUP)/generate.sh --check
 
 check-stubs-floor: setup ## Import the SDK with the oldest libraries that it allows, and with the newest.
