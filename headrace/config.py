@@ -66,6 +66,9 @@ def channel_options() -> list[tuple[str, str | int]]:
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.http2.max_pings_without_data", 0),
+        # By default a name is not looked up again within 30 s. When all pods behind it are replaced within that time, a
+        # client knows only addresses where nobody answers any more, and its calls fail until the time is over.
+        ("grpc.dns_min_time_between_resolutions_ms", 1_000),
         # gRPC's own waits between connection attempts start at 1 s and reach 2 minutes: longer than our callers wait.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 5_000),
