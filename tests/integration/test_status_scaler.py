@@ -207,6 +207,7 @@ async def test_what_counts_and_what_does_not(database_url: str, db: Database) ->
         await pause(db, "slow")
         await eventually(lambda: is_now(keda, 2.0))
         assert not await keda.active(queues="slow")
+        assert await read_active(db) == {"default": True, "slow": False}
         assert await keda.active(queues="default")
         await settle(db, [Complete(unit.lease, b"{}")])
         await settle(db, [Complete((await claimed(db, HOLDER, waiting.id)).lease, b"{}")])
@@ -341,8 +342,10 @@ async def test_while_postgres_is_away_there_is_no_figure_and_the_stream_stays(da
         Proxy(urlsplit(database_url).port or 0) as wire,
         serving(wire.url(database_url), limits=ScalingLimits(look=0.1)) as (_, keda),
     ):
-        stream = keda.stream()
-        assert (await stream.next(), await keda.active()) == (False, False)
+        await claimed(db, HOLDER, (await submitted(db, queue="slow")).id)
+        stream, busy = keda.stream(queues="default"), keda.stream(queues="slow")
+        assert (await stream.next(), await busy.next(), await keda.active()) == (False, True, True)
+        unsaid = asyncio.create_task(busy.next(within=60.0))
         await wire.cut()
         await submitted(db)
         await eventually(lambda: unanswered(keda))  # the last reading serves for twenty times as long as it took
@@ -361,6 +364,9 @@ async def test_while_postgres_is_away_there_is_no_figure_and_the_stream_stays(da
         await wire.restore()
         assert await stream.next() is True
         assert await opened_blind.next() is True
+        assert not unsaid.done()  # what was so before the outage and is so after it
+        busy.call.cancel()
+        await asyncio.wait([unsaid])
         assert await keda.active()
 
 
