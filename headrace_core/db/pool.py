@@ -163,6 +163,9 @@ class Database:
         cut = asyncio.get_running_loop().call_at(deadline, _cut, connection)
         try:
             return await work(connection)
+        except psycopg.errors.ReadOnlySqlTransaction:
+            await connection.close()  # to a standby: whoever may be written to is found by a new connection only
+            raise
         finally:
             cut.cancel()
             await self._pool.putconn(connection)

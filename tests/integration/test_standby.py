@@ -10,6 +10,7 @@ import pytest
 
 from headrace import Client
 from headrace.errors import UnavailableError
+from headrace_core.db.errors import DatabaseUnavailable
 from headrace_core.db.pool import Database
 from headrace_core.stack.logs import StackLog
 from headrace_core.stack.ports import LOOPBACK
@@ -116,3 +117,16 @@ async def test_nothing_is_accepted_that_the_standby_does_not_have(pair: Pair, se
         pair.standby.resume()
         task = await client.submit("add", {"a": 1, "b": 1}, idempotency_key="k", timeout=30)
         assert await client.result(task.id, timeout=WITHIN) == {"sum": 2}
+
+
+async def test_a_connection_to_a_server_that_refuses_writes_is_not_kept(pair: Pair) -> None:
+    """An address may lead to a standby for a moment; a pool that kept the connection would stay there for an hour."""
+    db = Database(pair.standby.url(DATABASE), max_size=1)
+    await db.open()
+    try:
+        before = await db.fetch("select pg_backend_pid() as pid")
+        with pytest.raises(DatabaseUnavailable, match="read-only"):
+            await db.execute("delete from headrace_core.queues")
+        assert await db.fetch("select pg_backend_pid() as pid") != before
+    finally:
+        await db.close()

@@ -4,6 +4,7 @@ import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -46,10 +47,25 @@ async def both(database_url: str, nats_url: str, tmp_path: Path, old_code: Path)
 @pytest.fixture
 async def db(database_url: str) -> AsyncIterator[Database]:
     """The test's own view of the new schema."""
-    database = Database(database_url, max_size=2)
+    async with _opened(database_url) as database:
+        yield database
+
+
+@pytest.fixture
+async def old_db(old_schema_url: str) -> AsyncIterator[Database]:
+    """The test's own view of the database that began with the old schema."""
+    async with _opened(old_schema_url) as database:
+        yield database
+
+
+@asynccontextmanager
+async def _opened(url: str) -> AsyncIterator[Database]:
+    database = Database(url, max_size=2)
     await database.open()
-    yield database
-    await database.close()
+    try:
+        yield database
+    finally:
+        await database.close()
 
 
 def add_both(services: Fleet, old_code: Path) -> None:

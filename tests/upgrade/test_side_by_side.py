@@ -84,18 +84,16 @@ async def test_what_one_release_held_when_it_died_the_other_takes_over(
 
 
 async def test_a_release_comes_and_goes_back_under_running_work(
-    old_schema_url: str, nats_url: str, old_code: Path, ledger: str, tmp_path: Path
+    old_schema_url: str, old_db: Database, nats_url: str, old_code: Path, ledger: str, tmp_path: Path
 ) -> None:
     """Migrate under the old services, roll the new ones in and out again: the old ones go on on the new schema."""
     assert await missing_versions(old_schema_url), "the old code knows an older schema"
-    db = Database(old_schema_url, max_size=2)
-    await db.open()
     async with fleet(old_schema_url, nats_url, tmp_path) as services:
         add_both(services, old_code)
         await services.start(*of("old"))
         async with services.client("producer-old", "status-old") as client:
             first = asyncio.create_task(complete([client], 40, ledger, "before"))
-            await eventually(lambda: _accepted(db, 10), within=20)
+            await eventually(lambda: _accepted(old_db, 10), within=20)
             await migrate(old_schema_url)
             ids = await first
             held = await client.submit("counts", {"steps": 40, "pause": 0.1})
@@ -109,9 +107,8 @@ async def test_a_release_comes_and_goes_back_under_running_work(
         async with services.client("producer-old", "status-old") as client:
             ids += await complete([client], 20, ledger, "back")
             assert await client.result(held.id, timeout=30) == {"steps": 40}
-        await assert_ended_once(db, ids)
+        await assert_ended_once(old_db, ids)
         assert_old_is_old(services, old_code)
-    await db.close()
 
 
 async def _open_letters(client: Client, expected: list[str]) -> bool:
