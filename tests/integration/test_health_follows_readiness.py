@@ -21,6 +21,7 @@ from headrace_core.bus.declaration import StreamNames
 from headrace_core.bus.topology import apply_topology
 from headrace_core.rpc.health import Health
 from headrace_core.settings.queues import QueueSettings
+from tests.fixtures.consumers import ConsumerRig
 from tests.fixtures.proxy import Proxy
 from tests.fixtures.waiting import eventually
 
@@ -120,6 +121,25 @@ async def test_health_says_what_readyz_says(name: str, database_url: str, nats_u
         assert await service.told() == NOT_SERVING
         assert await service.watch.read() is grpc.aio.EOF
         assert await service.process.wait() == 0
+
+
+async def test_a_consumer_that_drains_takes_no_part_while_its_handlers_end(rig: ConsumerRig, tmp_path: Path) -> None:
+    consumer = await rig.consumer(handlers="tests.handlers.held", grace_seconds="20", finish_seconds="15")
+    release = tmp_path / "release"
+    task = await rig.submit("held", {"release": str(release)})
+    await rig.has_begun(task)
+    assert consumer.grpc_address is not None
+    async with grpc.aio.insecure_channel(consumer.grpc_address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        draining = asyncio.create_task(consumer.drain())
+
+        async def not_serving() -> bool:
+            return bool((await stub.Check(health_pb2.HealthCheckRequest(), timeout=5)).status == NOT_SERVING)
+
+        await eventually(not_serving, within=5)
+        assert not draining.done()
+        release.touch()
+        await draining
 
 
 async def test_a_watch_looks_for_itself_and_tells_changes_only() -> None:
