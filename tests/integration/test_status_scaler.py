@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ import pytest
 from headrace_core.bus.declaration import StreamNames
 from headrace_core.bus.topology import apply_topology
 from headrace_core.db.pool import Database
-from headrace_core.settings.environment import load_settings
 from headrace_core.settings.queues import QueueSettings
 from headrace_core.stack.nats import NatsServer
 from headrace_core.tasks import scaling
@@ -27,85 +25,19 @@ from headrace_core.tasks.queues import declare, pause, resume
 from headrace_core.tasks.scaling import QueueWork, read_active, read_work
 from headrace_core.tasks.settle import settle
 from headrace_core.telemetry import metrics
-from status.app import StatusService
 from status.keda import external_scaler_pb2 as pb
-from status.keda import external_scaler_pb2_grpc
 from status.limits import ScalingLimits
 from tests.factories import a_holder, claimed, planned, submitted
 from tests.fixtures.consumers import ConsumerRig
 from tests.fixtures.proxy import Proxy
 from tests.fixtures.waiting import eventually
+from tests.integration.scaler_rig import Keda, a_ref, serving
 from tests.producer_harness import refused, running_producer
 
 HOLDER = a_holder()
 DEFAULT, SLOW = QueueSettings(name="default"), QueueSettings(name="slow")
 WAKES_ALONE = ScalingLimits(look=3600.0)
 WORK, AGE = "headrace-work", "headrace-oldest-age"
-
-
-class Keda:
-    """What KEDA does with a scaler, with the metadata of one trigger."""
-
-    def __init__(self, channel: grpc.aio.Channel) -> None:
-        self.stub: Any = external_scaler_pb2_grpc.ExternalScalerStub(channel)
-        self.channel = channel
-
-    async def active(self, **metadata: str) -> bool:
-        return bool((await self.stub.IsActive(a_ref(metadata), timeout=10)).result)
-
-    async def spec(self, **metadata: str) -> pb.MetricSpec:
-        (spec,) = (await self.stub.GetMetricSpec(a_ref(metadata), timeout=10)).metricSpecs
-        assert isinstance(spec, pb.MetricSpec)
-        return spec
-
-    async def value(self, **metadata: str) -> float:
-        """As KEDA reads it: the metric's name is taken from its spec."""
-        name = (await self.spec(**metadata)).metricName
-        request = pb.GetMetricsRequest(scaledObjectRef=a_ref(metadata), metricName=name)
-        (value,) = (await self.stub.GetMetrics(request, timeout=10)).metricValues
-        assert (value.metricName, value.metricValue) == (name, -(-value.metricValueFloat // 1))
-        return float(value.metricValueFloat)
-
-    def stream(self, **metadata: str) -> Stream:
-        return Stream(self.stub.StreamIsActive(a_ref(metadata)))
-
-
-class Stream:
-    """An open StreamIsActive."""
-
-    def __init__(self, call: Any) -> None:
-        self.call = call
-
-    async def next(self, within: float = 10.0) -> bool | None:
-        """The next state; None at the end."""
-        async with asyncio.timeout(within):
-            answer = await self.call.read()
-        return None if answer is grpc.aio.EOF else bool(answer.result)
-
-
-def a_ref(metadata: Mapping[str, str]) -> pb.ScaledObjectRef:
-    """As KEDA sends it: with the keys that are its own."""
-    sent = {"scalerAddress": "headrace-status:50052"} | dict(metadata)
-    return pb.ScaledObjectRef(name="headrace-consumer", namespace="production", scalerMetadata=sent)
-
-
-@asynccontextmanager
-async def serving(
-    database_url: str, nats_url: str | None = None, limits: ScalingLimits | None = None
-) -> AsyncIterator[tuple[StatusService, Keda]]:
-    """The status service in this process, and KEDA's connection to it."""
-    environ = {"HEADRACE_DATABASE_URL": database_url, "HEADRACE_HTTP_LISTEN": "127.0.0.1:0"}
-    environ |= {"HEADRACE_NATS_URL": nats_url} if nats_url else {"HEADRACE_BROKER": "none"}
-    settings = load_settings(environ, default_listen="127.0.0.1:0", cwd=Path("/"))
-    service = StatusService(settings, scaling=limits)
-    try:
-        await service.start()
-        assert service.grpc_address is not None
-        async with grpc.aio.insecure_channel(service.grpc_address) as channel:
-            yield service, Keda(channel)
-        await service.drain()
-    finally:
-        await service.stop()
 
 
 @pytest.fixture
