@@ -153,7 +153,7 @@ def test_values_reach_the_services(tmp_path: Path) -> None:
     assert (producer.max_connection_age_seconds, status.max_connection_age_seconds) == (0, 600)
     assert (producer.grace_seconds, status.grace_seconds) == (45, 20)
     assert (producer.log_level, status.log_level, status.log_format) == ("warning", "debug", "console")
-    assert (consumer.handlers, consumer.finish_seconds) == (["ours.handlers", "ours.more"], 20)
+    assert (consumer.handlers, consumer.finish_seconds) == (["ours.handlers", "ours.more"], 11)
     assert (consumer.pod_deletion_cost, consumer.pod_name, consumer.pod_namespace) == (
         True,
         "headrace-pod-1",

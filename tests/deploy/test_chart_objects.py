@@ -233,3 +233,10 @@ def test_a_long_release_name_breaks_no_name_and_no_two_releases_meet() -> None:
         # A Service's, and what becomes a label of pods, where a StatefulSet's gets a hash of ten behind it.
         assert len(each["metadata"]["name"]) <= (52 if each["kind"] == "StatefulSet" else 63), name_of(each)
         assert invalid(each) == []
+
+
+@pytest.mark.parametrize("name", ["laptop-closed", "names-like-numbers", "hpa"])
+def test_a_release_and_a_namespace_may_be_called_like_numbers(name: str) -> None:
+    objects = scenario(name, release="1e3", namespace="123")
+    assert {name_of(each): problems for each in objects if (problems := invalid(each))} == {}
+    assert {each["metadata"]["namespace"] for each in objects} == {"123"}

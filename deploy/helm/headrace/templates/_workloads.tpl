@@ -1,16 +1,5 @@
-{{/* Lays `over` on `base`, in place: maps are merged, everything else replaces, also false, 0 and empty ones. */}}
-{{- define "headrace.overlay" -}}
-{{- $base := .base -}}
-{{- range $key, $value := .over -}}
-{{- if and (kindIs "map" $value) (kindIs "map" (get $base $key)) -}}
-{{- include "headrace.overlay" (dict "base" (get $base $key) "over" $value) -}}
-{{- else -}}
-{{- $_ := set $base $key $value -}}
-{{- end -}}
-{{- end -}}
-{{- end -}}
-
-{{/* What runs as a Deployment, as JSON: a list of {component, pool, name, values}. */}}
+{{/* What runs as a Deployment, as JSON: a list of {component, pool, name, values}. A pool's values are laid over
+the consumer's: maps are merged, everything else replaces, also false, 0 and empty ones. */}}
 {{- define "headrace.workloads" -}}
 {{- $full := include "headrace.fullname" . -}}
 {{- $found := list
@@ -18,8 +7,7 @@
   (dict "component" "status" "name" (printf "%s-status" $full) "values" .Values.status)
   (dict "component" "consumer" "pool" "default" "name" (printf "%s-consumer" $full) "values" .Values.consumer) -}}
 {{- range $pool, $over := .Values.consumerPools -}}
-{{- $values := deepCopy $.Values.consumer -}}
-{{- include "headrace.overlay" (dict "base" $values "over" (default dict $over)) -}}
+{{- $values := mergeOverwrite (deepCopy $.Values.consumer) (default dict $over) -}}
 {{- $name := printf "%s-consumer-%s" $full $pool -}}
 {{- $found = append $found (dict "component" "consumer" "pool" $pool "name" $name "values" $values) -}}
 {{- end -}}
