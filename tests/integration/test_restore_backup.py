@@ -176,11 +176,8 @@ async def test_what_the_backup_knows_ends_once_and_what_it_does_not_know_goes_aw
         ledger = world.starts("shards")
         assert [ledger.count(f"shard {n}") for n in range(4)] == [1, 1, 2, 2]
 
-        gone = 'headrace_claim_refused_total{verdict="gone"}'
-        await eventually(lambda: _counted(world, "consumer-2", gone, len(new_waiting)), within=WITHIN)
-        for task in [new_done, *new_waiting]:
-            with pytest.raises(TaskNotFoundError):
-                await client.get(task.id)
+        lost = [new_done.id, *(task.id for task in new_waiting)]
+        await _assert_unknown(world, client, lost, counted=len(new_waiting))
         assert await world.open_letters() == {f"{task_id}-1" for task_id in two_failed}
         await eventually(lambda: _agrees(world), within=WITHIN, what="the DLQ stream after the restore")
         again = await client.submit("add", {"a": 3, "b": 3}, idempotency_key="new")
@@ -190,6 +187,15 @@ async def test_what_the_backup_knows_ends_once_and_what_it_does_not_know_goes_aw
         status = await client.system_status()
         assert all(queue.backlog == 0 for queue in status.queues)
     assert await world.fleet.stop("consumer-2", "producer", "status") == [0, 0, 0]
+
+
+async def _assert_unknown(world: World, client: Client, ids: list[str], counted: int) -> None:
+    """Their messages are acknowledged and counted, and nobody knows them."""
+    gone = 'headrace_claim_refused_total{verdict="gone"}'
+    await eventually(lambda: _counted(world, "consumer-2", gone, counted), within=WITHIN)
+    for task_id in ids:
+        with pytest.raises(TaskNotFoundError):
+            await client.get(task_id)
 
 
 async def _done_shards(client: Client, task_id: str, count: int) -> bool:
