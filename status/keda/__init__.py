@@ -1,0 +1,1 @@
+"""KEDA's wire contract, generated from proto/status/keda."""
