@@ -151,6 +151,9 @@ def test_a_value_of_another_kind_is_refused() -> None:
         {"networkPolicy.consumerEgress": [{"ports": [{"portt": 1}]}]},
         {"monitoring.serviceMonitor.interval": 30},
         {"imagePullSecrets": ["registry"]},
+        {"imagePullSecrets": [{"name": ["registry"]}]},
+        {"bundled.postgres.persistence.size": "8 GB"},
+        {"database.existingSecret.name": "Our_Secret"},
     ],
     ids=str,
 )
