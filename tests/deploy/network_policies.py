@@ -31,7 +31,12 @@ class End:
 def allowed(policies: Sequence[Object], start: End, end: End, port: int, protocol: str = "TCP") -> bool:
     """Whether `start` may connect to that port of `end`."""
     leaves = _may(policies, "Egress", start, end, port, protocol)
-    return leaves and _may(policies, "Ingress", end, start, port, protocol)
+    return leaves and admitted(policies, start, end, port, protocol)
+
+
+def admitted(policies: Sequence[Object], start: End, end: End, port: int, protocol: str = "TCP") -> bool:
+    """The half of `allowed` that `end` decides."""
+    return _may(policies, "Ingress", end, start, port, protocol)
 
 
 def _may(policies: Sequence[Object], direction: Direction, own: End, other: End, port: int, protocol: str) -> bool:

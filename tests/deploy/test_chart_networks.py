@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.network_policies import End, allowed, selects
+from tests.deploy.network_policies import End, admitted, allowed, selects
 from tests.deploy.rendering import SCENARIOS, Object, is_hook, of_kind, pods, render, scenario
 
 PORTS = (53, 443, 4222, 5432, 6443, 8000, 8080, 8222, 9090, 50051, 50052, 50053)
@@ -77,6 +77,16 @@ def test_the_laptops_pods_talk_as_the_design_draws_and_in_no_other_way() -> None
         expected |= {(caller, "producer", 50051), (caller, "status", 50052), (caller, "status", 8080)}
     expected |= {("prometheus", service, 9090) for service in OURS[:3]}
     assert without_dns(connections(objects)) == expected
+
+
+def test_the_bundled_servers_themselves_let_in_nobody_else() -> None:
+    """Whatever the others may start: a pod of somebody else has no policy of ours on its side."""
+    objects = scenario("laptop-closed")
+    policies, everybody = of_kind(objects, "NetworkPolicy"), ends(objects)
+    for server, port in SERVERS.items():
+        let_in = {name for name in everybody if admitted(policies, everybody[name], everybody[server], port)}
+        assert let_in == {*OURS[:4]}
+        assert not any(admitted(policies, each, everybody[server], 8222) for each in everybody.values())
 
 
 def test_names_are_asked_where_dns_is_and_by_those_that_connect_to_others() -> None:
