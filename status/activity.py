@@ -17,6 +17,7 @@ from status.limits import ScalingLimits, WakeLike
 from status.trigger import Trigger, refuse
 
 BUSY_AGAIN = 5.0
+A_YEAR = 365 * 86400.0
 
 log = logs.get(__name__)
 
@@ -40,12 +41,12 @@ class Observer:
             self._changed.set()
 
     def end(self) -> None:
-        """The service stops."""
+        """The service stops, or the stream is old enough."""
         self._ended = True
         self._changed.set()
 
     async def changes(self) -> AsyncIterator[bool]:
-        """How it is, then every change, until the service stops. Raises InvalidFields for a queue that is not there."""
+        """How it is, then every change, until the end. Raises InvalidFields for a queue that is not there."""
         sent: bool | None = None
         while True:
             await self._changed.wait()
@@ -87,9 +88,11 @@ class Activity:
         self._observers[observer] = None
         self._some.set()
         self._now.set()
+        life = asyncio.get_running_loop().call_later(min(self._limits.stream, A_YEAR), observer.end)
         try:
             yield observer
         finally:
+            life.cancel()
             del self._observers[observer]
             if not self._observers:
                 self._some.clear()

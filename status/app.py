@@ -37,6 +37,7 @@ RETRY_SECONDS = 0.5
 CHECK_SECONDS = 2.0
 # Room for calls besides the most watches that may be open, streams of the scaler among them.
 OTHER_CALLS = 5_000
+STREAM_SHARE = 0.9
 
 log = logs.get(__name__)
 
@@ -47,7 +48,7 @@ class StatusService:
     def __init__(
         self, settings: ServiceSettings, limits: WatchLimits | None = None, scaling: ScalingLimits | None = None
     ) -> None:
-        limits, scaling = limits or WatchLimits(), scaling or ScalingLimits()
+        limits, scaling = limits or WatchLimits(), scaling or ScalingLimits(stream=_stream_seconds(settings))
         self._grace = settings.grace_seconds
         names = StreamNames(settings.stream_prefix, settings.subject_prefix)
         self._db = Database(settings.database_url)
@@ -165,3 +166,13 @@ class StatusService:
         await self._grpc.draining.wait()
         self._hub.drain()
         self._activity.drain()
+
+
+def _stream_seconds(settings: ServiceSettings) -> float:
+    """How long a stream of the scaler lives, so that it ends well before its connection is cut for its age.
+
+    KEDA opens a stream that has ended with OK again after 2 s, and one that was cut later each time.
+    """
+    if not settings.max_connection_age_seconds:
+        return float("inf")
+    return STREAM_SHARE * settings.max_connection_age_grace_seconds

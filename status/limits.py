@@ -68,6 +68,8 @@ class ScalingLimits:
     """Between two looks at least, whatever wakes arrive."""
     max_streams: int = 1_000
     """Streams at once in this process: KEDA opens one for each trigger."""
+    stream: float = float("inf")
+    """A stream ends, with OK, after this long. Shorter than what is left to it where connections end for their age."""
     gauges: float = 5.0
     """The gauges of the queues are renewed this often."""
     gauges_last: float = 15.0

@@ -9,11 +9,12 @@ import typer
 from headrace_core.cli.waiting import WaitOption, end_on_sigterm, until_there
 from headrace_core.db import migrate as migrations
 from headrace_core.db.errors import DatabaseUnavailable, translate
+from headrace_core.db.restored import STEP, raise_epochs
 
 app = typer.Typer(help="The database's schema.", no_args_is_help=True)
 
 DEFAULT_DATABASE_URL = "postgresql://postgres@127.0.0.1:5432/headrace"
-MIGRATE, VERIFY = "headrace db migrate", "headrace db verify"
+MIGRATE, VERIFY, RESTORED = "headrace db migrate", "headrace db verify", "headrace db restored"
 
 T = TypeVar("T")
 DatabaseUrl = Annotated[str, typer.Option(envvar="HEADRACE_DATABASE_URL", help="postgresql:// URL of the database.")]
@@ -50,6 +51,16 @@ def verify(database_url: DatabaseUrl = DEFAULT_DATABASE_URL, wait: WaitOption = 
     """
     _run(VERIFY, until_there(lambda: _verify(database_url), (NotThere,), wait, VERIFY))
     typer.echo(f"the schema is current: it has {list(migrations.available())[-1]}")
+
+
+@app.command()
+def restored(database_url: DatabaseUrl = DEFAULT_DATABASE_URL) -> None:
+    """After a restore to an earlier time, before the services start: raise all epochs that may be counted on.
+
+    Other systems that fence by the epoch alone may have seen the next ones already. Harmless where there are none.
+    """
+    units = _run(RESTORED, raise_epochs(database_url))
+    typer.echo(f"{units} units: epochs raised by {STEP:,}")
 
 
 async def _migrate(database_url: str, wait: float) -> list[str]:

@@ -239,7 +239,8 @@ def test_the_test_pod_asks_the_services_of_its_release(tmp_path: Path) -> None:
     assert environ["HEADRACE_PRODUCER_ADDRESS"] == "dns:///our-tasks-producer:50051"
     assert environ["HEADRACE_STATUS_ADDRESS"] == "dns:///our-tasks-status:50052"
     assert container["command"][:4] == ["headrace", "verify", "--http", "http://our-tasks-status-http:8080"]
-    assert int(container["command"][-1]) < pod["spec"]["activeDeadlineSeconds"]
+    within = container["command"][container["command"].index("--within") + 1]
+    assert int(within) < pod["spec"]["activeDeadlineSeconds"]
 
 
 def test_the_charts_code_is_the_repositorys() -> None:

@@ -54,7 +54,7 @@ async def test_each_container_starts_as_rendered_answers_its_probes_and_ends_in_
     for pod in cluster.pods:
         for probe in PROBES:
             assert await pod.passes(probe), (pod.identity, probe)
-    #await cluster.run_hooks("test")
+    await cluster.run_hooks("test")
     await cluster.stop()
     assert [ending.code for ending in cluster.endings] == [0] * 5
     assert all(ending.seconds < ending.limit for ending in cluster.endings)

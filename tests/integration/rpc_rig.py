@@ -95,7 +95,7 @@ def watch_task(channel: grpc.aio.Channel) -> Any:
 
 @asynccontextmanager
 async def serving(
-    producer: Producer | None = None, status: Status | None = None, **options: int
+    producer: Producer | None = None, status: Status | None = None, **options: Any
 ) -> AsyncIterator[tuple[GrpcServer, grpc.aio.Channel]]:
     server = GrpcServer("127.0.0.1:0", name="test", **options)
     server.add(producer_pb2_grpc.add_ProducerServiceServicer_to_server, producer or Producer(), PRODUCER)

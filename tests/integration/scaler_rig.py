@@ -65,11 +65,12 @@ def a_ref(metadata: Mapping[str, str]) -> pb.ScaledObjectRef:
 
 @asynccontextmanager
 async def serving(
-    database_url: str, nats_url: str | None = None, limits: ScalingLimits | None = None
+    database_url: str, nats_url: str | None = None, limits: ScalingLimits | None = None, **variables: str
 ) -> AsyncIterator[tuple[StatusService, Keda]]:
-    """The status service in this process, and KEDA's connection to it."""
+    """The status service in this process, and KEDA's connection to it. `variables`: small, without their prefix."""
     environ = {"HEADRACE_DATABASE_URL": database_url, "HEADRACE_HTTP_LISTEN": "127.0.0.1:0"}
     environ |= {"HEADRACE_NATS_URL": nats_url} if nats_url else {"HEADRACE_BROKER": "none"}
+    environ |= {f"HEADRACE_{name.upper()}": value for name, value in variables.items()}
     settings = load_settings(environ, default_listen="127.0.0.1:0", cwd=Path("/"))
     service = StatusService(settings, scaling=limits)
     try:

@@ -101,6 +101,21 @@ async def test_verify_accepts_the_schema_of_this_release_and_a_newer_one(databas
     assert (await db("verify", database_url)).code == 0
 
 
+async def test_after_a_restore_the_epochs_that_count_on_are_raised(database_url: str) -> None:
+    async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as connection:
+        for state, ended in (("PENDING", None), ("COMPLETED", "now()")):
+            await connection.execute(
+                "insert into headrace_core.units (task_id, unit, namespace, kind, queue, priority, state, ended_at,"
+                " due_at, epoch, max_attempts, max_crashes, payload)"
+                " values (gen_random_uuid(), -1, 'n', 'k', 'default', 2, %s, %s, now(), 7, 3, 3, '{}')",
+                (state, ended),
+            )
+        done = await db("restored", database_url)
+        assert (done.code, done.out) == (0, "1 units: epochs raised by 1,000,000\n")
+        rows = await (await connection.execute("select state, epoch from headrace_core.units")).fetchall()
+    assert sorted(rows) == [("COMPLETED", 7), ("PENDING", 1_000_007)]
+
+
 async def test_verify_names_what_is_missing_and_what_to_do(database_url: str, empty_database_url: str) -> None:
     async with await psycopg.AsyncConnection.connect(database_url) as connection:
         await connection.execute("delete from headrace_core.migrations where version = %s", (NEWEST,))

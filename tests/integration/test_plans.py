@@ -19,7 +19,7 @@ from headrace_core.db import arrays, queries
 from headrace_core.db.pool import Database
 from headrace_core.tasks import queues
 from headrace_core.tasks.claim import claim
-from headrace_core.tasks.model import TASK, Complete, Delivered, Fail, Report, Reschedule, UnitId
+from headrace_core.tasks.model import TASK, Delivered, Fail, Report, Reschedule, UnitId
 from headrace_core.tasks.outcome import error_json
 from headrace_core.tasks.publication import mark_published, of_submitted
 from headrace_core.tasks.renew import renew

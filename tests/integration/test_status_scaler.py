@@ -321,6 +321,18 @@ async def test_the_drain_ends_streams_well(database_url: str, db: Database) -> N
         assert time.perf_counter() - began < 5.0
 
 
+async def test_streams_end_well_before_their_connection_is_cut_for_its_age(database_url: str, db: Database) -> None:
+    async with serving(database_url, max_connection_age_seconds="0.5", max_connection_age_grace_seconds="1") as (
+        _,
+        keda,
+    ):
+        for _ in range(4):  # KEDA's loop, over several connections
+            stream = keda.stream(queues="default")
+            assert await stream.next() is False
+            assert await stream.next() is None
+            assert await stream.call.code() is grpc.StatusCode.OK
+
+
 async def test_hundreds_of_triggers_on_one_connection(database_url: str, db: Database) -> None:
     async with serving(database_url, limits=ScalingLimits(look=0.2, max_streams=300)) as (_, keda):
         streams = [keda.stream(queues="default") for _ in range(300)]

@@ -6,7 +6,11 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parents[1]
-PAGES = [TESTS.parent / "docs" / "guarantees.md", TESTS.parent / "README.md"]
+ROOT = TESTS.parent
+PAGES = [
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("guarantees", "postgres", "backup", "upgrades")),
+]
 NAMED = re.compile(r"[`\[](test_\w+)[`\]]")
 DEFINED = re.compile(r"def (test_\w+)\(")
 
