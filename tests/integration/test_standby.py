@@ -119,6 +119,27 @@ async def test_nothing_is_accepted_that_the_standby_does_not_have(pair: Pair, se
         assert await client.result(task.id, timeout=WITHIN) == {"sum": 2}
 
 
+async def test_a_commit_that_was_told_not_to_wait_is_not_confirmed_by_asking_again(pair: Pair, services: Fleet) -> None:
+    """Postgres shows it as done; an OK to the repeated submit would still be worth nothing."""
+    async with services.client() as client:
+        pair.standby.pause()
+        first = asyncio.create_task(client.submit("add", {"a": 1, "b": 1}, idempotency_key="k", timeout=3))
+        await eventually(lambda: _is_there_unconfirmed(pair.primary.server.url(DATABASE)), within=WITHIN)
+        with pytest.raises(UnavailableError):
+            await first
+        with pytest.raises(UnavailableError):
+            await client.submit("add", {"a": 1, "b": 1}, idempotency_key="k", timeout=3)
+        pair.standby.resume()
+        task = await client.submit("add", {"a": 1, "b": 1}, idempotency_key="k", timeout=30)
+        assert await client.result(task.id, timeout=WITHIN) == {"sum": 2}
+
+
+async def _is_there_unconfirmed(url: str) -> bool:
+    """End whatever waits for the standby: the services' other writes do, too. True once the task is to be seen."""
+    await _ask(url, "select count(pg_terminate_backend(pid)) from pg_stat_activity where wait_event = 'SyncRep'")
+    return await _ask(url, "select count(*) from headrace.tasks") == 1
+
+
 async def test_a_connection_to_a_server_that_refuses_writes_is_not_kept(pair: Pair) -> None:
     """An address may lead to a standby for a moment; a pool that kept the connection would stay there for an hour."""
     db = Database(pair.standby.url(DATABASE), max_size=1)

@@ -28,7 +28,11 @@ select task_id, due_at, created_at from inserted;
 -- name: read_back
 -- The tasks that stood in the way, by key where there is one. A later statement than the insert: the insert's own
 -- snapshot does not see what it collided with.
-with asked as (
+-- `confirmed`: a commit whose wait for a synchronous standby was cut short is seen here, and perhaps not there. A record behind
+-- it in the log, and the wait of our own commit for that, make the answer as durable as the first one would have been.
+with confirmed as materialized (
+    select case when current_setting('synchronous_standby_names') <> '' then pg_logical_emit_message(true, 'headrace', '') end
+), asked as (
     select * from unnest(%(ids)b::uuid[], %(namespaces)b::text[], %(keys)b::text[]) as a (id, namespace, key)
 ), found as (
     select a.id as asked_id, u.task_id, u.fingerprint
@@ -37,10 +41,14 @@ with asked as (
     select a.id, u.task_id, u.fingerprint
     from asked a join headrace_core.units u on u.task_id = a.id and u.unit = -1 where a.key is null
 )
-select f.asked_id, f.fingerprint, r.* from found f join headrace_core.task_records r on r.id = f.task_id;
+select f.asked_id, f.fingerprint, r.*, confirmed.*
+from found f join headrace_core.task_records r on r.id = f.task_id cross join confirmed;
 
 -- name: find_by_key
--- A task by its idempotency key, with the fingerprint of the request that brought it.
-select u.fingerprint, r.*
-from headrace_core.units u join headrace_core.task_records r on r.id = u.task_id
+-- A task by its idempotency key, with the fingerprint of the request that brought it. `confirmed` as in read_back.
+with confirmed as materialized (
+    select case when current_setting('synchronous_standby_names') <> '' then pg_logical_emit_message(true, 'headrace', '') end
+)
+select u.fingerprint, r.*, confirmed.*
+from headrace_core.units u join headrace_core.task_records r on r.id = u.task_id cross join confirmed
 where u.namespace = %(namespace)s and u.idempotency_key = %(key)s;
