@@ -200,8 +200,8 @@ class Pod:
     async def _spawn(self, container: Object) -> Child:
         variables = manifest.environment(container, self.identity, self._objects)
         variables = {name: self._here(value, container) for name, value in variables.items()}
-        words = [*self._images.program(container), *manifest.command(container, variables)]
-        program = [self._here(word, container) for word in words]
+        program = [word.replace(ANY_ADDRESS, self.identity.address) for word in self._images.program(container)]
+        program += [self._here(word, container) for word in manifest.command(container, variables)]
         path = f"{Path(sys.executable).parent}{os.pathsep}/usr/bin{os.pathsep}/bin"
         return await Child.spawn(
             f"{self.identity.name}.{container['name']}",
