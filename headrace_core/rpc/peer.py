@@ -7,7 +7,7 @@ NAMES = ("x509_subject_alternative_name", "x509_common_name")
 
 
 def certificate_names(context: Any) -> list[str]:
-    """The names in the verified client certificate of a call: alternative names (DNS, URI, address), then the common name.
+    """The names in a call's verified client certificate: alternative ones (DNS, URI, address), then the common name.
 
     Empty without TLS, and where no client certificate is required: one that nobody verified is never asked for.
     `context`: the call's ServicerContext. Each name stands once; a common name that is an alternative name as well too.
