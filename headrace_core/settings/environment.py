@@ -235,9 +235,13 @@ class ServiceSettings(BaseModel):
     def _knows_its_certificate_and_key(self) -> Self:
         given = [self.tls_cert_file is not None, self.tls_key_file is not None]
         if any(given) and not all(given):
-            raise ValueError("HEADRACE_TLS_CERT_FILE and HEADRACE_TLS_KEY_FILE need each other: set both, or none")
+            raise ValueError(
+                "a certificate and its key need each other: set both HEADRACE_TLS_CERT_FILE and HEADRACE_TLS_KEY_FILE"
+            )
         if self.tls_client_ca_file is not None and not all(given):
-            raise ValueError("HEADRACE_TLS_CLIENT_CA_FILE needs HEADRACE_TLS_CERT_FILE and HEADRACE_TLS_KEY_FILE too")
+            raise ValueError(
+                "clients are asked over TLS only: HEADRACE_TLS_CLIENT_CA_FILE needs HEADRACE_TLS_CERT_FILE too"
+            )
         return self
 
 
