@@ -24,6 +24,7 @@ from headrace_core.settings.environment import ServiceSettings
 from headrace_core.tasks.deaths import worker_name
 from headrace_core.tasks.model import Holder
 from headrace_core.telemetry import logs
+from headrace_core.tls.certificates import Certificates
 
 CONNECT_SECONDS = 2.0
 DATABASE_RETRY_SECONDS = 0.5
@@ -43,7 +44,9 @@ class ConsumerService:
         self._holder = Holder(uuid.uuid4(), name, self._registry.kinds, self._registry.sharded)
         self._database = Database(settings.database_url)
         self._bus = Bus(settings.nats_url, name=f"consumer {name}") if settings.broker == "nats" else None
-        self._grpc = GrpcServer(settings.listen, name="consumer", problems=self.problems)
+        self._grpc = GrpcServer(
+            settings.listen, name="consumer", problems=self.problems, certificates=Certificates.of(settings)
+        )
         self._supervisor = Supervisor()
         self._grpc_address: str | None = None
         self._works: Works | None = None

@@ -306,14 +306,19 @@ def task_ended(task: task_pb2.Task) -> TaskEndedError:
     return _BY_STATE.get(task.state, TaskEndedError)(task)
 
 
-def from_status(code: int, message: str, details: Iterable[AnyMessage], *, where: str = "") -> HeadraceError:
-    """Rebuild an error from a google.rpc code, text and details. `where` names the server, for unreachable ones."""
+def from_status(
+    code: int, message: str, details: Iterable[AnyMessage], *, where: str = "", hint: str = ""
+) -> HeadraceError:
+    """Rebuild an error from a google.rpc code, text and details.
+
+    `where` names the server, for unreachable ones; `hint` is what to look at, for those that say no more themselves.
+    """
     status = _CODES.get(code, grpc.StatusCode.UNKNOWN)
     found = _Details.read(details)
     kind = _BY_REASON.get(found.reason) or _BY_CODE.get(status, HeadraceError)
     text = message or status.name
     if where and not found.reason and issubclass(kind, UnavailableError):
-        text = f"{where} did not answer: {text}"
+        text = f"{where} did not answer: {f'{hint}: ' if hint else ''}{text}"
     return kind(
         text,
         reason=found.reason or None,
@@ -323,9 +328,10 @@ def from_status(code: int, message: str, details: Iterable[AnyMessage], *, where
     )
 
 
-def from_rpc_error(error: grpc.aio.AioRpcError, *, where: str = "") -> HeadraceError:
-    """Rebuild an error from a failed call."""
-    return from_status(error.code().value[0], error.details() or "", _trailing_details(error), where=where)
+def from_rpc_error(error: grpc.aio.AioRpcError, *, where: str = "", hint: str = "") -> HeadraceError:
+    """Rebuild an error from a failed call; arguments as `from_status`."""
+    code, text = error.code().value[0], error.details() or ""
+    return from_status(code, text, _trailing_details(error), where=where, hint=hint)
 
 
 @dataclass(frozen=True, slots=True)

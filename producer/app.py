@@ -16,6 +16,7 @@ from headrace_core.settings.errors import SettingsError
 from headrace_core.tasks import queues
 from headrace_core.tasks.figures import Figures
 from headrace_core.telemetry import logs
+from headrace_core.tls.certificates import Certificates
 from producer.admission import Admission
 from producer.announcing import Announcer
 from producer.dead_letters import DeadLetterServicer
@@ -140,8 +141,13 @@ class ProducerService:
             raise SettingsError("the database has no schema of Headrace; run: headrace db migrate")
 
     def _build_server(self, redrive: Redrive) -> GrpcServer:
-        age = ConnectionAge.of(self._settings)
-        server = GrpcServer(self._settings.listen, name="producer", problems=self.problems, age=age)
+        server = GrpcServer(
+            self._settings.listen,
+            name="producer",
+            problems=self.problems,
+            age=ConnectionAge.of(self._settings),
+            certificates=Certificates.of(self._settings),
+        )
         submission = Submission(self._db, Admission(self._kinds, self._loads), self._commits)
         server.add(
             producer_pb2_grpc.add_ProducerServiceServicer_to_server,

@@ -18,6 +18,7 @@ from headrace_core.tasks.queues import read_figures
 from headrace_core.tasks.reading import has_schema
 from headrace_core.tasks.scaling import read_active, read_work
 from headrace_core.telemetry import logs
+from headrace_core.tls.certificates import Certificates
 from status.activity import Activity
 from status.discovery import Discovery
 from status.feed import Feed
@@ -63,18 +64,20 @@ class StatusService:
         self._gauges = QueueGauges(self._figures, self._work, scaling)
         self._system = System(self._db, self._bus, names, self._figures)
         watches = Watches(self._hub, self._reads, self._discovery)
+        certificates = Certificates.of(settings)
         self._grpc = GrpcServer(
             settings.listen,
             name="status",
             max_calls=limits.max_watches + OTHER_CALLS,
             problems=self.problems,
             age=ConnectionAge.of(settings),
+            certificates=certificates,
         )
         servicer = StatusServicer(self._db, self._reads, watches, self._system)
         self._grpc.add(status_pb2_grpc.add_StatusServiceServicer_to_server, servicer, FULL_NAME)
         scaler = ScalerServicer(self._work, self._activity)
         self._grpc.add(external_scaler_pb2_grpc.add_ExternalScalerServicer_to_server, scaler, SCALER)
-        self._http = HttpServer(web_app(self._system), settings.http_listen)
+        self._http = HttpServer(web_app(self._system), settings.http_listen, certificates=certificates)
         self._supervisor = Supervisor()
         self._grpc_address: str | None = None
         self._http_address: str | None = None

@@ -18,6 +18,7 @@ from headrace_core.rpc.health import Health
 from headrace_core.settings.environment import ServiceSettings
 from headrace_core.settings.errors import SettingsError
 from headrace_core.telemetry import logs
+from headrace_core.tls.certificates import Certificates
 
 HEALTH = "grpc.health.v1.Health"
 MAX_REQUEST_BYTES = 8 * 1024 * 1024
@@ -25,6 +26,7 @@ MAX_REQUEST_BYTES = 8 * 1024 * 1024
 MAX_RESPONSE_BYTES = 32 * 1024 * 1024
 # After the last call has ended: room for answers on their way and for clients that are just being told to go.
 FAREWELL_SECONDS = 0.5
+HANDSHAKE_MS = 10_000
 
 OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
@@ -40,6 +42,8 @@ OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    # Whoever connects and says nothing (a scan, a plain client at a TLS port) is let go after this.
+    ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
 )
 
 log = logs.get(__name__)
@@ -74,7 +78,7 @@ def _no_problems() -> list[str]:
 
 
 class GrpcServer:
-    """Answers on `listen` (host:port, port 0 takes a free one). `name` is for the log.
+    """Answers on `listen` (host:port, port 0 takes a free one), with `certificates` over TLS. `name` is for the log.
 
     Health says SERVING while the server is set so and `problems` (local and quick: no I/O in it) finds none.
     `add` every servicer, then `start`, then `set_serving(True)`. Servicers of streams wait on `draining` besides their
@@ -91,8 +95,10 @@ class GrpcServer:
         max_streams_per_client: int = MAX_STREAMS_PER_CLIENT,
         problems: Callable[[], list[str]] = _no_problems,
         age: ConnectionAge = ConnectionAge(),
+        certificates: Certificates | None = None,
     ) -> None:
         self._listen = listen
+        self._certificates = certificates
         self._age = age
         self._name = name
         self._admission = Admission(max_calls, max_streams_per_client)
@@ -137,13 +143,18 @@ class GrpcServer:
         for service, methods in self._methods.items():
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
         reflection.enable_server_reflection((*self._methods, reflection.SERVICE_NAME), server)
-        try:
-            port = server.add_insecure_port(self._listen)
-        except RuntimeError as error:
-            raise SettingsError(f"cannot listen on {self._listen}: the address is taken, or not ours") from error
+        port = self._bind(server)
         await server.start()
         self._server = server
         return f"{self._listen.rpartition(':')[0]}:{port}"
+
+    def _bind(self, server: grpc.aio.Server) -> int:
+        try:
+            if self._certificates is None:
+                return server.add_insecure_port(self._listen)
+            return server.add_secure_port(self._listen, self._certificates.grpc_credentials())
+        except RuntimeError as error:
+            raise SettingsError(f"cannot listen on {self._listen}: the address is taken, or not ours") from error
 
     def set_serving(self, serving: bool) -> None:
         """What health says, for every service here, as long as there are no problems."""

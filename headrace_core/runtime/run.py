@@ -24,6 +24,7 @@ from headrace_core.runtime.shadow import check_names
 from headrace_core.settings.environment import ServiceSettings, load_settings
 from headrace_core.settings.errors import SettingsError
 from headrace_core.telemetry import logs
+from headrace_core.tls.exposure import check_exposure
 
 START_SECONDS = 60.0
 STOP_SECONDS = 10.0
@@ -49,6 +50,7 @@ def run(name: str, build: Build, *, default_listen: str, default_ops_listen: str
         check_names()
         settings = load_settings(os.environ, default_listen=default_listen, default_ops_listen=default_ops_listen)
         logs.configure(settings.log_level, settings.log_format, name)
+        check_exposure(name, settings)
         return uvloop.run(_Process(name, build, settings).live())
     except SettingsError as error:
         sys.stderr.write(f"headrace {name}: {error.message}\n")

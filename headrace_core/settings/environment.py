@@ -33,6 +33,8 @@ KUBERNETES = re.compile(
 KUBERNETES_PORT = re.compile(r"HEADRACE_(?:\w+_)?PORT")
 KUBERNETES_PORT_VALUE = re.compile(r"(?:tcp|udp|sctp)://")
 
+OF_CLIENTS = "Read by the SDK and the CLI; accepted and not used by services."
+
 
 def _listen_address(value: str) -> str:
     host, separator, port = value.rpartition(":")
@@ -186,12 +188,30 @@ class ServiceSettings(BaseModel):
         le=1.0,
         description="Producer only: how much of one connection's time a replica may spend on removing.",
     )
-    producer_address: str = Field(
-        default="", description="Read by the SDK and the CLI; accepted and not used by services."
+    tls_cert_file: Path | None = Field(
+        default=None,
+        description="The service's certificate with its chain, PEM: with it the gRPC port, and the status service's "
+        "HTTP port, speak TLS 1.2 or newer. Files that change are taken by new connections, without a restart. The ops "
+        "port stays plain.",
     )
-    status_address: str = Field(
-        default="", description="Read by the SDK and the CLI; accepted and not used by services."
+    tls_key_file: Path | None = Field(default=None, description="That certificate's key, PEM, not encrypted.")
+    tls_client_ca_file: Path | None = Field(
+        default=None,
+        description="Authorities of the clients, PEM: with it every client, of gRPC and HTTP alike, needs a "
+        "certificate of one of them.",
     )
+    require_auth: bool = Field(
+        default=False,
+        description="Refuse to start where other machines could reach the service without TLS.",
+    )
+    producer_address: str = Field(default="", description=OF_CLIENTS)
+    status_address: str = Field(default="", description=OF_CLIENTS)
+    tls: str = Field(default="", description=OF_CLIENTS)
+    tls_ca_file: str = Field(default="", description=OF_CLIENTS)
+    client_cert_file: str = Field(default="", description=OF_CLIENTS)
+    client_key_file: str = Field(default="", description=OF_CLIENTS)
+    token: SecretStr = Field(default=SecretStr(""), description=OF_CLIENTS)
+    token_file: str = Field(default="", description=OF_CLIENTS)
     ai_backend: Literal["embedded", "openai"] = Field(
         default="embedded", description="`ai.analyze`: the model in the process, or an OpenAI-compatible server."
     )
@@ -209,6 +229,19 @@ class ServiceSettings(BaseModel):
         missing = [PREFIX + name.upper() for name in ("pod_name", "pod_namespace") if not getattr(self, name)]
         if self.pod_deletion_cost and missing:
             raise ValueError(f"HEADRACE_POD_DELETION_COST = true needs {' and '.join(missing)} too")
+        return self
+
+    @model_validator(mode="after")
+    def _knows_its_certificate_and_key(self) -> Self:
+        given = [self.tls_cert_file is not None, self.tls_key_file is not None]
+        if any(given) and not all(given):
+            raise ValueError(
+                "a certificate and its key need each other: set both HEADRACE_TLS_CERT_FILE and HEADRACE_TLS_KEY_FILE"
+            )
+        if self.tls_client_ca_file is not None and not all(given):
+            raise ValueError(
+                "clients are asked over TLS only: HEADRACE_TLS_CLIENT_CA_FILE needs HEADRACE_TLS_CERT_FILE too"
+            )
         return self
 
 

@@ -224,7 +224,8 @@ def test_every_service_waits_for_the_schema_of_its_code(name: str) -> None:
 
 @EVERY
 def test_the_streams_have_the_copies_that_are_asked_for(name: str) -> None:
-    expected = {"production": "3", "production-pools": "3", "inline": "3", "hpa": "3", "everything": "3"}.get(name, "1")
+    three = {"production", "production-pools", "production-mutual-tls", "inline", "hpa", "everything"}
+    expected = "3" if name in three else "1"
     (job,) = of_kind(scenario(name), "Job")
     commands = [container["command"] for container in containers(job["spec"]["template"])]
     assert all(words[words.index("--replicas") + 1] == expected for words in commands if "topology" in words)

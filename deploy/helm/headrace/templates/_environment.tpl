@@ -142,6 +142,7 @@ password is libpq's own variable, because a password in a URL would have to be e
 - name: HEADRACE_RETENTION_SHARE
   value: {{ toString .root.Values.retention.share | quote }}
 {{- end }}
+{{- include "headrace.tlsEnv" .root }}
 {{- with concat .root.Values.extraEnv $values.extraEnv }}
 {{ toYaml . }}
 {{- end }}
@@ -153,4 +154,5 @@ password is libpq's own variable, because a password in a URL would have to be e
   value: dns:///{{ include "headrace.fullname" . }}-producer:50051
 - name: HEADRACE_STATUS_ADDRESS
   value: dns:///{{ include "headrace.fullname" . }}-status:50052
+{{- include "headrace.tlsClientEnv" . }}
 {{- end -}}
