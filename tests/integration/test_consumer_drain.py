@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from headrace_core.stack.logins import as_service
 from headrace_core.tasks.model import TaskRecord
 from tests.fixtures.consumers import ConsumerRig
 from tests.fixtures.waiting import eventually
@@ -31,7 +32,7 @@ async def process(
     config = folder / "process.toml"
     config.write_text(TOML)
     environ = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")} | {
-        "HEADRACE_DATABASE_URL": database_url,
+        "HEADRACE_DATABASE_URL": as_service(database_url, "consumer"),
         "HEADRACE_NATS_URL": nats_url,
         "HEADRACE_HANDLERS": STUBBORN,
         "HEADRACE_CONFIG": str(config),
