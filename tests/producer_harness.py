@@ -19,6 +19,7 @@ from headrace_core.settings.queues import QueueSettings, Topology
 from headrace_core.stack.logins import as_service
 from headrace_core.tasks.kinds import KindRow, register_kinds
 from producer.app import ProducerService
+from tests.fixtures.nats_users import as_user
 from tests.fixtures.waiting import eventually
 
 SCHEMA = b'{"type":"object","properties":{"n":{"type":"integer"}},"required":["n"]}'
@@ -74,7 +75,7 @@ async def running_producer(
         await apply_topology(nats_url, StreamNames(), declared.values())
     settings = ServiceSettings(
         database_url=database_url if as_owner else as_service(database_url, "producer"),
-        nats_url=nats_url or "nats://127.0.0.1:1",
+        nats_url=as_user(nats_url or "nats://127.0.0.1:1", "producer"),
         broker="nats" if nats_url else "none",
         listen="127.0.0.1:0",
         topology=Topology(queues=declared),

@@ -19,6 +19,7 @@ from headrace_core.settings.queues import QueueSettings
 from headrace_core.stack.logins import as_service
 from headrace_core.tasks.kinds import register_kinds
 from tests.factories import row_of
+from tests.fixtures.nats_users import as_user
 from tests.fixtures.waiting import eventually
 from tests.producer_harness import KINDS, connected_bus
 
@@ -38,7 +39,7 @@ async def test_a_process_serves_and_stops_cleanly(database_url: str, nats_url: s
         sys.executable, "-m", "producer",
         env=environment(
             HEADRACE_DATABASE_URL=as_service(database_url, "producer"),
-            HEADRACE_NATS_URL=nats_url,
+            HEADRACE_NATS_URL=as_user(nats_url, "producer"),
             HEADRACE_READY_FILE=str(ready),
         ),
         stderr=asyncio.subprocess.PIPE,
