@@ -15,6 +15,7 @@ from consumer.last_resort import LastResort
 from consumer.queues import queues_of
 from consumer.registry import collect
 from consumer.works import Works
+from headrace_core.bus.access import Access
 from headrace_core.bus.connection import Bus
 from headrace_core.db.pool import Database
 from headrace_core.errors import DatabaseUnavailable
@@ -43,7 +44,10 @@ class ConsumerService:
         name = worker_name(os.getpid())
         self._holder = Holder(uuid.uuid4(), name, self._registry.kinds, self._registry.sharded)
         self._database = Database(settings.database_url)
-        self._bus = Bus(settings.nats_url, name=f"consumer {name}") if settings.broker == "nats" else None
+        access = Access.of(settings, "consumer")
+        self._bus = (
+            Bus(settings.nats_url, name=f"consumer {name}", access=access) if settings.broker == "nats" else None
+        )
         self._grpc = GrpcServer(
             settings.listen, name="consumer", problems=self.problems, certificates=Certificates.of(settings)
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from headrace.v1 import dead_letter_pb2_grpc, producer_pb2_grpc, queue_pb2_grpc
+from headrace_core.bus.access import Access
 from headrace_core.bus.connection import Bus
 from headrace_core.bus.declaration import StreamNames
 from headrace_core.db.pool import Database
@@ -50,7 +51,8 @@ class ProducerService:
         self._grpc_address: str | None = None
         names = StreamNames(settings.stream_prefix, settings.subject_prefix)
         self._db = Database(settings.database_url, max_size=POOL_SIZE)
-        self._bus = Bus(settings.nats_url, name="producer") if settings.broker == "nats" else None
+        access = Access.of(settings, "producer")
+        self._bus = Bus(settings.nats_url, name="producer", access=access) if settings.broker == "nats" else None
         self._kinds = KnownKinds(self._db)
         self._figures = Figures(lambda: queues.read_figures(self._db))
         self._loads = QueueLoads(self._db)

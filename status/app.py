@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from headrace.v1 import status_pb2_grpc
+from headrace_core.bus.access import Access
 from headrace_core.bus.connection import Bus
 from headrace_core.bus.declaration import StreamNames
 from headrace_core.db.pool import Database
@@ -53,7 +54,8 @@ class StatusService:
         self._grace = settings.grace_seconds
         names = StreamNames(settings.stream_prefix, settings.subject_prefix)
         self._db = Database(settings.database_url)
-        self._bus = Bus(settings.nats_url, name="status") if settings.broker == "nats" else None
+        access = Access.of(settings, "status")
+        self._bus = Bus(settings.nats_url, name="status", access=access) if settings.broker == "nats" else None
         self._hub = Hub(self._db, limits)
         self._discovery = Discovery(self._db, limits)
         self._reads = SharedReads(self._db)

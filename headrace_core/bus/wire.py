@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from nats.aio.client import Client
+from nats.errors import Error as NatsError
 from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
 
 from headrace_core.bus.errors import CLIENT_ERRORS, RequestRefused
@@ -96,8 +97,10 @@ class DirectParser(Parser):
 class DirectClient(Client):
     """A client whose messages for the subscriptions in `direct` (by number) go straight to a plain function."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, needs_tls: bool = False) -> None:
+        """`needs_tls`: show nobody who we are in the clear. The library goes on so with a server that offers no TLS."""
         super().__init__()
+        self._needs_tls = needs_tls
         self.direct: dict[int, Callable[[Incoming], None]] = {}
         self._ps = DirectParser(self)
 
@@ -107,6 +110,12 @@ class DirectClient(Client):
             await super()._process_msg(sid, subject, reply, data, headers)  # type: ignore[arg-type]
         else:
             callback(Incoming(subject.decode(), reply.decode(), data, headers))
+
+    def _connect_command(self) -> bytes:
+        writer: asyncio.StreamWriter | None = getattr(self._transport, "_io_writer", None)
+        if self._needs_tls and (writer is None or writer.get_extra_info("ssl_object") is None):
+            raise NatsError("TLS is asked for, and the server offers none: switch it on there, or correct the URL")
+        return super()._connect_command()
 
     def write_now(self, data: bytes) -> bool:
         """Write commands at once, without the detour over the flusher's task; False if something is to go before them.

@@ -83,6 +83,25 @@ class ServiceSettings(BaseModel):
         default="nats://127.0.0.1:4222",
         description="Where NATS is; several addresses of a cluster separated by commas.",
     )
+    nats_tls_ca_file: Path | None = Field(
+        default=None,
+        description="The authority that NATS must be certified by, a PEM file. Set: no connection without TLS. Unset, "
+        "with tls:// addresses: the system's authorities.",
+    )
+    nats_tls_cert_file: Path | None = Field(
+        default=None, description="The service's own certificate for NATS, a PEM file, with its chain."
+    )
+    nats_tls_key_file: Path | None = Field(default=None, description="The key of that certificate, a PEM file.")
+    nats_user: str = Field(default="", description="The user on NATS, unless the URL names one.")
+    nats_password: SecretStr = Field(default=SecretStr(""), description="The user's password. Never logged.")
+    nats_password_file: Path | None = Field(
+        default=None, description="A file with the password in place of it, read at each connection."
+    )
+    nats_credentials_file: Path | None = Field(
+        default=None,
+        description="A credentials file of NATS (JWT and seed, as nsc writes it) in place of user and password, read "
+        "at each connection.",
+    )
     broker: BrokerChoice = Field(
         default="nats", description="`none`: Postgres alone, no NATS at all. Overrides `broker` of headrace.toml."
     )
@@ -223,6 +242,19 @@ class ServiceSettings(BaseModel):
     )
     topology: Topology = Field(default=Topology(), exclude=True)
     """Not a variable: what headrace.toml declares, read together with the environment."""
+
+    @model_validator(mode="after")
+    def _shows_one_thing_to_nats(self) -> Self:
+        if (self.nats_tls_cert_file is None) != (self.nats_tls_key_file is None):
+            raise ValueError("HEADRACE_NATS_TLS_CERT_FILE and HEADRACE_NATS_TLS_KEY_FILE need each other")
+        has_password, has_file = bool(self.nats_password.get_secret_value()), self.nats_password_file is not None
+        if has_password and has_file:
+            raise ValueError("HEADRACE_NATS_PASSWORD and HEADRACE_NATS_PASSWORD_FILE: give one of them")
+        if bool(self.nats_user) != (has_password or has_file):
+            raise ValueError("HEADRACE_NATS_USER needs HEADRACE_NATS_PASSWORD or …_FILE, and they need it")
+        if self.nats_user and self.nats_credentials_file is not None:
+            raise ValueError("HEADRACE_NATS_USER and HEADRACE_NATS_CREDENTIALS_FILE: give one of them")
+        return self
 
     @model_validator(mode="after")
     def _knows_its_pod(self) -> Self:

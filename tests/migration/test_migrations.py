@@ -1,6 +1,7 @@
 """Migrations: idempotent, safe from many processes, and the dump for reviews says what they make."""
 
 import asyncio
+from collections.abc import Callable
 
 import psycopg
 import pytest
@@ -49,9 +50,9 @@ def tries(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     seen: list[float] = []
     attempt = module._attempt
 
-    async def noted(database_url: str, patience: float) -> list[str]:
+    async def noted(database_url: str, patience: float, note: Callable[[str], None]) -> list[str]:
         seen.append(patience)
-        return await attempt(database_url, patience)
+        return await attempt(database_url, patience, note)
 
     monkeypatch.setattr(module, "_attempt", noted)
     return seen
