@@ -10,11 +10,11 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc  # type: ignore[import-untyped]
-from grpc_reflection.v1alpha import reflection
 
 from headrace_core.rpc.admission import MAX_CALLS, MAX_STREAMS_PER_CLIENT, Admission
 from headrace_core.rpc.handling import Salvage, wrapped
 from headrace_core.rpc.health import Health
+from headrace_core.rpc.reflecting import enable_reflection
 from headrace_core.settings.environment import ServiceSettings
 from headrace_core.settings.errors import SettingsError
 from headrace_core.telemetry import logs
@@ -136,7 +136,7 @@ class GrpcServer:
         server = grpc.aio.server(options=[*OPTIONS, *self._age.options()])
         for service, methods in self._methods.items():
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
-        reflection.enable_server_reflection((*self._methods, reflection.SERVICE_NAME), server)
+        enable_reflection(tuple(self._methods), server)
         try:
             port = server.add_insecure_port(self._listen)
         except RuntimeError as error:
