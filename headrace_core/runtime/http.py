@@ -8,6 +8,7 @@ from typing import Any
 
 import uvicorn
 
+from headrace_core.runtime.http_bounds import MAX_HEAD_BYTES, BoundedHttp
 from headrace_core.settings.errors import SettingsError
 from headrace_core.telemetry import logs
 
@@ -24,7 +25,15 @@ class HttpServer:
 
     def __init__(self, app: Any, listen: str, *, name: str = "http") -> None:
         config = uvicorn.Config(
-            app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1, backlog=BACKLOG
+            app,
+            http=BoundedHttp,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=1,
+            backlog=BACKLOG,
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         )
         self._listen = listen
         self._name = name
