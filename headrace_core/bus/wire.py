@@ -15,6 +15,7 @@ from typing import Any
 
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
+from nats.errors import ProtocolError
 from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
 
 from headrace_core.bus.errors import CLIENT_ERRORS, RequestRefused
@@ -55,7 +56,18 @@ class DirectParser(Parser):
     nc: DirectClient
 
     async def parse(self, data: bytes = b"") -> None:
-        """Take what the connection has brought."""
+        """Take what the connection has brought. Raises ProtocolError, whatever goes wrong: of anything else the library
+        only says so, stops reading and never connects anew.
+        """
+        try:
+            await self._take(data)
+        except (ProtocolError, OSError):
+            raise
+        except Exception as error:
+            _log.exception("what the broker sent was not understood", action="bus_unreadable")
+            raise ProtocolError from error
+
+    async def _take(self, data: bytes) -> None:
         if self.state == AWAITING_CONTROL_LINE:
             if self.buf:
                 data = bytes(self.buf) + data
@@ -87,9 +99,9 @@ class DirectParser(Parser):
             if len(data) < start + size + 2:
                 return at, False
             body = start + int(words[-2]) if has_headers else start
-            reply = words[3].decode() if len(words) == (6 if has_headers else 5) else ""
+            reply = _text(words[3]) if len(words) == (6 if has_headers else 5) else ""
             headers = data[start:body] if has_headers else None
-            callback(Incoming(words[1].decode(), reply, data[body : start + size], headers))
+            callback(Incoming(_text(words[1]), reply, data[body : start + size], headers))
             at = start + size + 2
         return at, True
 
@@ -109,7 +121,7 @@ class DirectClient(Client):
         if callback is None:
             await super()._process_msg(sid, subject, reply, data, headers)  # type: ignore[arg-type]
         else:
-            callback(Incoming(subject.decode(), reply.decode(), data, headers))
+            callback(Incoming(_text(subject), _text(reply), data, headers))
 
     def _connect_command(self) -> bytes:
         writer: asyncio.StreamWriter | None = getattr(self._transport, "_io_writer", None)
@@ -158,6 +170,13 @@ class DirectClient(Client):
         if writer is not None:
             with contextlib.suppress(AttributeError):  # what asyncio raises for a transport that is closed already
                 writer.transport.abort()
+
+
+def _text(name: bytes) -> str:
+    """A subject or a reply. Anybody may publish with one that is no UTF-8, and an error in here would leave the
+    connection deaf: the library ends its reading and does not connect anew.
+    """
+    return name.decode("utf-8", "replace")
 
 
 def publish_command(

@@ -10,11 +10,11 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc  # type: ignore[import-untyped]
-from grpc_reflection.v1alpha import reflection
 
 from headrace_core.rpc.admission import MAX_CALLS, MAX_STREAMS_PER_CLIENT, Admission
 from headrace_core.rpc.handling import Salvage, wrapped
 from headrace_core.rpc.health import Health
+from headrace_core.rpc.reflecting import enable_reflection
 from headrace_core.settings.environment import ServiceSettings
 from headrace_core.settings.errors import SettingsError
 from headrace_core.telemetry import logs
@@ -22,6 +22,8 @@ from headrace_core.tls.certificates import Certificates
 
 HEALTH = "grpc.health.v1.Health"
 MAX_REQUEST_BYTES = 8 * 1024 * 1024
+MAX_METADATA_BYTES = 16 * 1024
+HANDSHAKE_SECONDS = 10
 # A full view may hold a result of 1 MiB twice, once as protobuf values, which take several times the room.
 MAX_RESPONSE_BYTES = 32 * 1024 * 1024
 # After the last call has ended: room for answers on their way and for clients that are just being told to go.
@@ -34,6 +36,14 @@ OPTIONS: Sequence[tuple[str, int]] = (
     # A burst of some 1,000 calls is otherwise refused with CANCELLED.
     ("grpc.server.max_pending_requests", MAX_CALLS),
     ("grpc.server.max_pending_requests_hard_limit", 2 * MAX_CALLS),
+    # A client that connects and never finishes its greeting would otherwise be kept for two minutes.
+    ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1000),
+    # Above the streams that one client may have, so that it is refused in words; without it there is no bound at all to
+    # the calls that are begun and never sent.
+    ("grpc.max_concurrent_streams", MAX_STREAMS_PER_CLIENT + 1_000),
+    # Both, because between them gRPC refuses at random. Room for a token of a large identity provider.
+    ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
     # A port that is taken is an error; otherwise two servers would share its calls between them.
     ("grpc.so_reuseport", 0),
     # Watches live for hours: notice a client whose machine is gone, and let clients look for us as often.
@@ -142,7 +152,7 @@ class GrpcServer:
         server = grpc.aio.server(options=[*OPTIONS, *self._age.options()])
         for service, methods in self._methods.items():
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
-        reflection.enable_server_reflection((*self._methods, reflection.SERVICE_NAME), server)
+        enable_reflection(tuple(self._methods), server)
         port = self._bind(server)
         await server.start()
         self._server = server

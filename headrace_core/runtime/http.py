@@ -8,6 +8,7 @@ from typing import Any
 
 import uvicorn
 
+from headrace_core.runtime.http_bounds import MAX_HEAD_BYTES, BoundedHttp
 from headrace_core.settings.errors import SettingsError
 from headrace_core.telemetry import logs
 from headrace_core.tls.certificates import Certificates
@@ -30,12 +31,14 @@ class HttpServer:
     def __init__(self, app: Any, listen: str, *, name: str = "http", certificates: Certificates | None = None) -> None:
         config = uvicorn.Config(
             app,
+            http=BoundedHttp if certificates is None else NamingProtocol,
+            ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=1,
             backlog=BACKLOG,
-            http="auto" if certificates is None else NamingProtocol,
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         )
         if certificates is not None:
             config.load()

@@ -4,14 +4,14 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from headrace_core.runtime.http_bounds import BoundedHttp
 
 # Others, such as directory names, are no text.
 KINDS = frozenset({"DNS", "URI", "IP Address", "email"})
 
 
-class NamingProtocol(H11Protocol):
-    """uvicorn's, whose requests have `certificate_names` in their state; empty where no certificate was required."""
+class NamingProtocol(BoundedHttp):
+    """HTTP whose requests have `certificate_names` in their state; empty where no certificate was required."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Read the certificate once; the handshake is over."""
