@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from enum import Enum
 from typing import Any
@@ -55,9 +56,13 @@ class Attempt:
         self.unit = unit
         self.handler = handler
         self.message = message
+        self.started_at = self.ended_at = time.monotonic()
+        """`ended_at`: once its handler has ended."""
         """What brought it; None if it was claimed straight from Postgres."""
         self.parts: Sequence[bytes] = ()
         """Of a merge."""
+        self.outcome = ""
+        """How its handler ended, for the metrics: succeeded, raised, …"""
         self.cause: Cause | None = None
         self.asked = False
         """The handler was told that the consumer is stopping; it may still finish."""

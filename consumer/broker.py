@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from consumer.dead_letters import DeadLetterFeed, MalformedMessages
@@ -32,9 +33,10 @@ class BrokerSide:
             for item in publications
         ]
         results = await self.publisher.publish(messages)
-        for item, result in zip(publications, results, strict=True):
-            if result.accepted:
-                metrics.published_total.labels(item.subject_suffix.rpartition(".")[2]).inc()
+        metrics.publish_batch_size.observe(len(publications))
+        stored = [item for item, result in zip(publications, results, strict=True) if result.accepted]
+        for level, number in Counter(item.subject_suffix.rpartition(".")[2] for item in stored).items():
+            metrics.published_total.labels(level).inc(number)
 
     async def wake(self, wakes: Sequence[Wake]) -> None:
         """Send live hints: the latest number of each task is enough."""

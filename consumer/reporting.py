@@ -156,6 +156,7 @@ class Reporter:
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
             if not held:
+                metrics.fenced_total.inc()
                 self._on_lost([lease])
                 raise LeaseLost(f"task {lease.unit_id.task_id}: the lease with epoch {lease.epoch} was lost")
             return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -105,7 +105,7 @@ class Settler:
             await self._settle_apart(batch, error)
             return
         self._on_settled(settlements)
-        _count([item.settlement for item in batch], settlements.answers)
+        _count(batch, settlements.answers)
         for item in batch:
             item.answered = True
         answers = zip(batch, settlements.answers, strict=True)
@@ -162,11 +162,15 @@ def refused(settlement: Settlement, error: DataRejected) -> Fail:
     return Fail(settlement.lease, "failure", "NON_RETRYABLE", error_json("NON_RETRYABLE", "DataRejected", str(error)))
 
 
-def _count(settlements: Sequence[Settlement], answers: Sequence[Settled]) -> None:
+def _count(batch: Sequence[_Waiting], answers: Sequence[Settled]) -> None:
+    metrics.settle_batch_size.observe(len(batch))
+    ran: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+    for item in batch:
+        ran[item.attempt.unit.queue, item.attempt.outcome].append(item.attempt.ended_at - item.attempt.started_at)
+    for labels, seconds in ran.items():
+        metrics.run_seconds.labels(*labels).observe_many(seconds)
     applied = Counter(
-        type(settlement).__name__.lower()
-        for settlement, answer in zip(settlements, answers, strict=True)
-        if answer.applied
+        type(item.settlement).__name__.lower() for item, answer in zip(batch, answers, strict=True) if answer.applied
     )
     for name, number in applied.items():
         metrics.settled_total.labels(name).inc(number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import random
+import time
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import get_args
 from uuid import UUID
@@ -175,7 +176,9 @@ class Units:
             self._reporter.forget(attempt.unit.lease)
             self._forget([attempt])
             return
+        attempt.ended_at = time.monotonic()
         _ENDED[type(outcome)].inc()
+        attempt.outcome = type(outcome).__name__.lower()
         await self._record(attempt, outcome)
 
     async def settled(self, answers: Sequence[tuple[Attempt, Settled]]) -> None:

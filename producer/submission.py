@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 from headrace.v1 import producer_pb2
 from headrace_core.db.pool import Database
-from headrace_core.errors import DatabaseUnavailable, DomainError, InvalidFields, KeyReused, Violation
+from headrace_core.errors import (
+    BacklogFull,
+    DatabaseUnavailable,
+    DeadLettersFull,
+    DomainError,
+    InvalidFields,
+    KeyReused,
+    Violation,
+)
 from headrace_core.rpc.convert import fill_task
 from headrace_core.rpc.status import status_of
 from headrace_core.tasks.model import NewTask, Submitted
 from headrace_core.tasks.submit import find_by_key
+from headrace_core.telemetry import metrics
 from producer.admission import Admission
 from producer.salvage import SalvagedBatch
 from producer.submit import RETRY_AFTER, GroupCommit
@@ -57,6 +66,15 @@ class Submission:
         return response
 
     async def _submit(self, messages: Sequence[Request], within: float) -> list[Submitted | DomainError]:
+        try:
+            answers = await self._submit_within(messages, within)
+        except DomainError as error:
+            _count_refused(error, len(messages))
+            raise
+        _count(answers)
+        return answers
+
+    async def _submit_within(self, messages: Sequence[Request], within: float) -> list[Submitted | DomainError]:
         try:
             async with asyncio.timeout(within):
                 return await self._submit_all(messages, within)
@@ -105,6 +123,21 @@ class Submission:
             return None
         task, fingerprint = found
         return _checked(Submitted(task, created=False, reused=fingerprint != request.fingerprint))
+
+
+def _count_refused(error: DomainError, number: int = 1) -> None:
+    """Count tasks that were not accepted. Nothing that a client wrote becomes a label: a full queue is declared."""
+    queue = error.metadata["queue"] if isinstance(error, BacklogFull | DeadLettersFull) else ""
+    metrics.submits_refused_total.labels(error.reason, queue).inc(number)
+
+
+def _count(answers: Iterable[Submitted | DomainError]) -> None:
+    """Count all but the new tasks, which `Relay.committed` counts by the batch."""
+    for answer in answers:
+        if isinstance(answer, DomainError):
+            _count_refused(answer)
+        elif not answer.created:
+            metrics.submits_repeated_total.labels(answer.task.kind, answer.task.queue).inc()
 
 
 def _checked(answer: Submitted | InvalidFields) -> Submitted | DomainError:

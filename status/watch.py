@@ -26,6 +26,7 @@ _CHUNK = 500
 """Tasks that a stream begins with at a time: their rows are in memory until their snapshots are sent."""
 RETENTION = "retention has removed events after this sequence"
 TOO_SLOW = "the watcher took its events too slowly"
+_CAUSES = {RETENTION: "retention", TOO_SLOW: "too_slow"}
 
 T = TypeVar("T")
 
@@ -208,6 +209,7 @@ class _Watch:
         tasks = await self._tasks([track.topic.task_id for track in tracks])
         for track, task in zip(tracks, tasks, strict=True):
             missed_after, track.position, track.live = track.position, task.sequence, True
+            metrics.watch_gaps_total.labels(_CAUSES[cause]).inc()
             yield gap_message(task, missed_after, cause)
             yield snapshot_message(task)
             self._sent.inc(2)

@@ -30,7 +30,7 @@ from headrace_core.bus.errors import (
 )
 from headrace_core.bus.subscription import MessageCallback, Subscription
 from headrace_core.bus.wire import DirectClient, publish_command
-from headrace_core.telemetry import logs
+from headrace_core.telemetry import logs, metrics
 
 RECONNECT_SECONDS = 0.25
 CONNECT_SECONDS = 2.0  # for TCP, INFO and CONNECT, each; also for the whole of one round of attempts
@@ -74,6 +74,7 @@ class Bus:
         self._problem = "not connected yet"
         self._jetstream = False
         self._unanswered = 0
+        self._hide: Callable[[], None] = lambda: None
 
     @property
     def connected(self) -> bool:
@@ -108,6 +109,7 @@ class Bus:
     async def connect(self, timeout: float = CONNECT_SECONDS) -> bool:
         """Start connecting, for ever, and wait up to `timeout` seconds for it. Returns `connected`, never fails."""
         if self._task is None:
+            self._hide = metrics.show(self._figures)
             self._task = asyncio.create_task(self._run(), name=f"bus-connection-{self.name}")
         try:
             async with asyncio.timeout(timeout):
@@ -118,6 +120,7 @@ class Bus:
 
     async def close(self) -> None:
         """Send what is buffered (2 s at most) and disconnect for good. Idempotent."""
+        self._hide()
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -213,6 +216,10 @@ class Bus:
         except CLIENT_ERRORS as error:
             raise self._denials.of(subject, asked_at) or from_client(subject, error) from error
         return _parsed(subject, message.data)
+
+    def _figures(self) -> metrics.Figures:
+        yield metrics.broker_up.labels("connection"), float(self.connected)
+        yield metrics.broker_up.labels("jetstream"), float(self.jetstream)
 
     def _live_client(self) -> DirectClient:
         client = self._client

@@ -237,6 +237,15 @@ class ServiceSettings(BaseModel):
     ai_base_url: str = Field(default="", description="`ai.analyze`: where the OpenAI-compatible server is.")
     ai_model: str = Field(default="", description="`ai.analyze`: which of the server's models.")
     ai_api_key: SecretStr = Field(default=SecretStr(""), description="`ai.analyze`: the server's key. Never logged.")
+    ai_count_tokens: bool = Field(
+        default=False, description="`ai.analyze`: ask the server for the tokens used, as metrics. Some servers refuse."
+    )
+    ai_prompt_price: float = Field(
+        default=0.0, ge=0, description="`ai.analyze`: price of a million prompt tokens, for the metric of the cost."
+    )
+    ai_completion_price: float = Field(
+        default=0.0, ge=0, description="`ai.analyze`: price of a million completion tokens, in the same currency."
+    )
     ai_timeout_seconds: float = Field(
         default=60.0, gt=0.0, le=3600.0, description="`ai.analyze`: how long one answer of the server may take."
     )

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from headrace_core.db import arrays, queries
 from headrace_core.db.pool import Database
 from headrace_core.tasks.model import Publication, TaskRecord, UnitId
+from headrace_core.telemetry import metrics
 
 _SQL = queries.load("headrace_core.tasks", "sql/publication.sql")
 
@@ -22,6 +23,7 @@ async def take_unpublished(db: Database, limit: int, grace: float, full: Collect
     `full` names subjects (`<queue>.<level>`) that the stream refuses for now.
     """
     rows = await db.fetch(_SQL["take_unpublished"], {"limit": limit, "grace": grace, "full": list(full)})
+    metrics.relay_lag_seconds.labels("sweep").observe_many([row["waited"] for row in rows])
     return [
         Publication(
             UnitId(row["task_id"], row["unit"]),

@@ -16,7 +16,7 @@ from headrace_core.db.pool import Database, Row, Transaction
 from headrace_core.errors import UnknownQueue
 from headrace_core.settings.queues import QueueSettings
 from headrace_core.tasks.model import TaskState, Wake
-from headrace_core.tasks.settle import TaskEnd, end_tasks
+from headrace_core.tasks.settle import TaskEnd, count_ends, end_tasks
 
 _SQL = queries.load("headrace_core.tasks", "sql/queues.sql")
 PURGE_BATCH = 500
@@ -110,13 +110,14 @@ async def purge(db: Database, name: str, before: datetime, *, last_look: bool = 
     """
     statement = "waiting_still" if last_look else "waiting"
 
-    async def work(tx: Transaction) -> list[Wake]:
+    async def work(tx: Transaction) -> list[Row]:
         params: dict[str, Any] = {"queue": name, "before": before, "limit": PURGE_BATCH}
         waiting = [TaskEnd(row["task_id"], "PURGED") for row in await tx.fetch(_SQL[statement], params)]
-        ended = await end_tasks(tx, waiting, TaskState.CANCELLED) if waiting else []
-        return [Wake(row["task_id"], row["sequence"]) for row in ended]
+        return await end_tasks(tx, waiting, TaskState.CANCELLED) if waiting else []
 
-    return await db.run(work)
+    ended = await db.run(work)
+    count_ends(ended)
+    return [Wake(row["task_id"], row["sequence"]) for row in ended]
 
 
 def _settings(row: Row) -> QueueSettings:

@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from consumer.builtin.ai.backend import InferenceError
+from consumer.builtin.ai.measuring import count_usage, measured
 from consumer.builtin.ai.models import (
     MAX_ANSWER_CHARACTERS,
     MAX_KEY_POINT_CHARACTERS,
@@ -122,8 +123,9 @@ class OpenAIBackend:
             await self._sit_out_throttle()
             await ctx.progress(0.05, "asked the model")
             try:
-                async with asyncio.timeout(self._settings.timeout_seconds), self._translating():
-                    text = await self._completion(ctx, messages)
+                with measured(self.name):
+                    async with asyncio.timeout(self._settings.timeout_seconds), self._translating():
+                        text = await self._completion(ctx, messages)
             except TimeoutError as error:
                 limit = self._settings.timeout_seconds
                 raise InferenceError(
@@ -137,9 +139,11 @@ class OpenAIBackend:
         client = await self._client()
         ask: Any = client.chat.completions.create  # the messages' declared type is a union of a dozen classes
         pieces: list[str] = []
-        length, finished = 0, None
-        async with await ask(model=self.model, messages=messages, stream=True) as stream:
+        length, finished, usage = 0, None, None
+        extra = {"stream_options": {"include_usage": True}} if self._settings.count_tokens else {}
+        async with await ask(model=self.model, messages=messages, stream=True, **extra) as stream:
             async for chunk in stream:
+                usage = chunk.usage or usage
                 choice = chunk.choices[0] if chunk.choices else None
                 finished = (choice.finish_reason if choice else None) or finished
                 piece = (choice.delta.content if choice and choice.delta else None) or ""
@@ -150,6 +154,7 @@ class OpenAIBackend:
                     await ctx.progress(0.05 + 0.9 * length / (length + 2_000), f"{length} characters")
                 if length > MAX_REPLY_CHARACTERS:
                     raise InferenceError(f"the model's answer passed {MAX_REPLY_CHARACTERS} characters; cut off")
+        count_usage(usage, self._settings)
         _check_finish(finished, length)
         return "".join(pieces)
 
