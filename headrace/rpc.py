@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 import grpc
 import grpc.aio
 
+from headrace import tracing
 from headrace.config import channel_options
 from headrace.errors import ClientClosedError, UnavailableError, from_rpc_error
 
@@ -60,7 +61,7 @@ class Connection:
     ) -> Response:
         """Call `method` once and return the answer; raises HeadraceError."""
         with self._translated():
-            return await method(request, timeout=timeout)
+            return await method(request, timeout=timeout, metadata=tracing.metadata())
 
     async def listen(
         self, method: grpc.aio.UnaryStreamMultiCallable[Request, Response], request: Request, silence: float

@@ -86,6 +86,9 @@ mode = _gauge("mode", "How work travels: 1 for the mode in force (broker, fallba
 background_restarts_total = _counter(
     "background_restarts_total", "Restarts of background tasks after a failure.", "name"
 )
+spans_dropped_total = _counter(
+    "spans_dropped_total", "Spans of traces that were given up: the queue was full, or the collector did not take them."
+)
 
 MODES = ("broker", "fallback", "postgres")
 

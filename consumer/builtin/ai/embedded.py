@@ -36,6 +36,7 @@ from consumer.builtin.ai.ranking import (
     shard_summary,
     take_apart,
 )
+from consumer.tracing import inference
 from headrace.handlers import NonRetryable, TaskContext
 
 if TYPE_CHECKING:
@@ -88,7 +89,8 @@ class EmbeddedBackend:
         """Embed the shard's sentences, rank its passages, extract its most central sentences."""
         work = await self._run(lambda: _prepare(minilm.encoder(), shard))
         questions = await self._run(lambda: self._question_vectors(shard.questions))
-        await self._embed(ctx, work)
+        with inference("embeddings", self.model, self.name):
+            await self._embed(ctx, work)
         part = await self._run(lambda: _part_of(work, questions))
         for extract in part.extracts:
             await ctx.output(extract.text + "\n")
