@@ -24,7 +24,7 @@ from headrace_core.runtime.supervisor import Supervisor
 from headrace_core.settings.environment import ServiceSettings
 from headrace_core.tasks.deaths import worker_name
 from headrace_core.tasks.model import Holder
-from headrace_core.telemetry import logs
+from headrace_core.telemetry import logs, tracing
 from headrace_core.tls.certificates import Certificates
 
 CONNECT_SECONDS = 2.0
@@ -42,7 +42,8 @@ class ConsumerService:
         self._settings = settings
         self._registry = collect(settings.handlers, built_in=built_in)
         name = worker_name(os.getpid())
-        self._holder = Holder(uuid.uuid4(), name, self._registry.kinds, self._registry.sharded)
+        traced = tracing.spans is not None
+        self._holder = Holder(uuid.uuid4(), name, self._registry.kinds, self._registry.sharded, traced)
         self._database = Database(settings.database_url)
         access = Access.of(settings, "consumer")
         self._bus = (

@@ -15,6 +15,7 @@ from typing import Any
 
 from consumer.invocation import raised
 from consumer.registry import RegisteredHandler
+from consumer.tracing import AttemptTrace
 from headrace_core.bus.puller import Message
 from headrace_core.tasks.model import ClaimedUnit
 from headrace_core.tasks.outcome import Interrupted, Outcome, Raised, TimedOut
@@ -59,6 +60,8 @@ class Attempt:
         self.started_at = self.ended_at = time.monotonic()
         """`ended_at`: once its handler has ended."""
         """What brought it; None if it was claimed straight from Postgres."""
+        self.trace: AttemptTrace | None = None
+        """Its span; None where traces are off."""
         self.parts: Sequence[bytes] = ()
         """Of a merge."""
         self.outcome = ""
@@ -96,6 +99,11 @@ class Attempt:
             return ""
         fraction, message = self._last
         return f"{fraction:.2f} {message[:MAX_MESSAGE]!r}" if message else f"{fraction:.2f}"
+
+    @property
+    def log_fields(self) -> dict[str, Any]:
+        """What a line about it carries that is not written in its own context: trace_id, where it is traced."""
+        return {} if self.trace is None else {"trace_id": self.trace.trace_id}
 
     def is_to_end(self) -> bool:
         """Whether it is to end, for whatever cause."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 
@@ -12,7 +13,8 @@ from headrace_core.bus.publisher import OutgoingMessage, Publisher
 from headrace_core.bus.wakes import WakePublisher
 from headrace_core.db.pool import Database
 from headrace_core.tasks.model import Publication, Wake
-from headrace_core.telemetry import metrics
+from headrace_core.telemetry import metrics, tracing
+from headrace_core.telemetry.publications import note_publications
 
 
 class BrokerSide:
@@ -32,7 +34,10 @@ class BrokerSide:
             OutgoingMessage(self.names.task_subject(item.subject_suffix), item.body, item.message_id)
             for item in publications
         ]
+        began = time.time()
         results = await self.publisher.publish(messages)
+        if tracing.spans is not None:
+            note_publications(tracing.spans, publications, results, began)
         metrics.publish_batch_size.observe(len(publications))
         stored = [item for item, result in zip(publications, results, strict=True) if result.accepted]
         for level, number in Counter(item.subject_suffix.rpartition(".")[2] for item in stored).items():

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from consumer.attempt import Attempt
+from consumer.tracing import settled
 from headrace_core.db.errors import DataRejected
 from headrace_core.db.pool import Database
 from headrace_core.errors import DatabaseUnavailable
@@ -15,7 +16,7 @@ from headrace_core.runtime.pace import Pace
 from headrace_core.tasks.model import Complete, Fail, Plan, Settled, Settlement, Settlements
 from headrace_core.tasks.outcome import error_json
 from headrace_core.tasks.settle import settle
-from headrace_core.telemetry import logs, metrics
+from headrace_core.telemetry import logs, metrics, tracing
 
 MAX_BATCH = 500
 # One statement carries the results of a batch: 300 of 1 MiB take longer than it may, and would be tried for ever.
@@ -104,6 +105,8 @@ class Settler:
         except DataRejected as error:
             await self._settle_apart(batch, error)
             return
+        if tracing.spans is not None:
+            settlements = settled([(item.attempt.trace, item.settlement) for item in batch], settlements)
         self._on_settled(settlements)
         _count(batch, settlements.answers)
         for item in batch:
@@ -124,6 +127,7 @@ class Settler:
             action="settle.rejected",
             task=str(item.settlement.lease.unit_id.task_id),
             sqlstate=error.sqlstate,
+            **item.attempt.log_fields,
         )
         if isinstance(item.settlement, Fail):
             raise error  # nothing of it is the user's: a defect of ours

@@ -39,6 +39,7 @@ from headrace.submit import (
     unknown_outcome,
 )
 from headrace.tls import Tls
+from headrace.tracing import submitting
 from headrace.v1 import producer_pb2, producer_pb2_grpc, task_pb2
 
 Tasks: TypeAlias = list[task_pb2.Task]
@@ -181,10 +182,11 @@ class Client(Reader):
             max_attempts=max_attempts,
         )
         try:
-            response = await repeat_until_answered(
-                lambda seconds: self._producer.ask(self._stub.SubmitTask, request, seconds),
-                timeout or self.config.timeout,
-            )
+            with submitting(kind, self.config.namespace):
+                response = await repeat_until_answered(
+                    lambda seconds: self._producer.ask(self._stub.SubmitTask, request, seconds),
+                    timeout or self.config.timeout,
+                )
         except UnavailableError as error:
             raise unknown_outcome(error, request.idempotency_key) from error
         return response.task
@@ -229,7 +231,9 @@ class Client(Reader):
             lambda request, seconds: self._producer.ask(self._stub.SubmitTasks, request, seconds),
             timeout or self.config.timeout,
         )
-        outcomes = await many.run(items, lambda item: self._as_request(item, kind, options))
+        with submitting(kind or "", self.config.namespace) as note_count:
+            outcomes = await many.run(items, lambda item: self._as_request(item, kind, options))
+            note_count(len(outcomes))
         if not return_errors and any(isinstance(outcome, HeadraceError) for outcome in outcomes):
             raise SubmitManyError(outcomes)
         return outcomes

@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 import grpc
 import grpc.aio
 
+from headrace import tracing
 from headrace.bearer import Bearer, refuse_to_shout
 from headrace.errors import ClientClosedError, UnavailableError, from_rpc_error
 from headrace.handshakes import hint
@@ -123,7 +124,8 @@ class Connection:
             await line.channel.close()
 
     def _metadata(self) -> list[tuple[str, str]] | None:
-        return None if self._bearer is None else [("authorization", self._bearer.header())]
+        bearer = () if self._bearer is None else (("authorization", self._bearer.header()),)
+        return [*bearer, *(tracing.metadata() or ())] or None
 
     @contextmanager
     def _calling(self) -> Iterator[None]:

@@ -7,6 +7,7 @@ finds it, and consumers, when the broker is down.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -19,7 +20,8 @@ from headrace_core.db.pool import Database
 from headrace_core.errors import DatabaseUnavailable
 from headrace_core.tasks.model import Publication
 from headrace_core.tasks.publication import mark_published
-from headrace_core.telemetry import logs, metrics
+from headrace_core.telemetry import logs, metrics, tracing
+from headrace_core.telemetry.publications import note_publications
 from producer.stream_identity import StreamIdentity
 
 MAX_QUEUED = 20_000
@@ -135,7 +137,10 @@ class TaskPublisher:
     async def _publish(self, publisher: Publisher, batch: list[_Queued]) -> None:
         messages = [self._message(item.publication) for item in batch]
         sent_to = await self._known_incarnation()
+        began = time.time()
         results = await publisher.publish(messages)
+        if tracing.spans is not None:
+            note_publications(tracing.spans, [item.publication for item in batch], results, began)
         for item, result in zip(batch, results, strict=True):
             self._note(item.publication, result, sent_to)
         _count(batch, results)

@@ -13,11 +13,12 @@ from headrace_core.errors import DeadLetterNotFound, DeadLetterResolved
 from headrace_core.tasks import dead_letters
 from headrace_core.tasks.dead_letters import Chosen, DeadLetter, Filter
 from headrace_core.tasks.model import TaskRecord
-from headrace_core.telemetry import logs
+from headrace_core.telemetry import logs, tracing
 from producer.announcing import Announcer
 from producer.arguments import is_uuid
 from producer.known_kinds import KnownKinds
 from producer.publishing import TaskPublisher
+from producer.tracing import redriving
 
 MAX_MATCHED = 10_000
 BATCH = 500
@@ -122,7 +123,14 @@ class Redrive:
     ) -> list[TaskRecord]:
         if not batch:
             return []
-        redriven = await dead_letters.redrive(self._db, batch, deadline=deadline, payload=payload, strict=strict)
+        if tracing.spans is None:
+            redriven = await dead_letters.redrive(self._db, batch, deadline=deadline, payload=payload, strict=strict)
+        else:
+            found = await dead_letters.trace_contexts(self._db, [item.task_id for item in batch if item.task_id])
+            with redriving(tracing.spans, found) as traces:
+                redriven = await dead_letters.redrive(
+                    self._db, batch, deadline=deadline, payload=payload, strict=strict, traces=traces
+                )
         self._publisher.offer(redriven.publications)
         self._announcer.wake(redriven.wakes)
         return redriven.tasks

@@ -21,10 +21,11 @@ from headrace_core.rpc.convert import fill_task
 from headrace_core.rpc.status import status_of
 from headrace_core.tasks.model import NewTask, Submitted
 from headrace_core.tasks.submit import find_by_key
-from headrace_core.telemetry import metrics
+from headrace_core.telemetry import metrics, tracing
 from producer.admission import Admission
 from producer.salvage import SalvagedBatch
-from producer.submit import RETRY_AFTER, GroupCommit
+from producer.submit import RETRY_AFTER, Answer, GroupCommit
+from producer.tracing import accepting
 from producer.validation import MAX_REQUESTS, SubmitRequest, validated
 
 Request = producer_pb2.SubmitTaskRequest | DomainError
@@ -95,8 +96,16 @@ class Submission:
             answers.append(None if isinstance(prepared, NewTask) else prepared)
             if index % _BREATH == _BREATH - 1:
                 await asyncio.sleep(0)
-        committed = iter(await self._commits.submit(tasks, within=within) if tasks else [])
+        committed = iter(await self._commit(tasks, within) if tasks else [])
         return [_checked(next(committed)) if answer is None else answer for answer in answers]
+
+    async def _commit(self, tasks: list[NewTask], within: float) -> list[Answer]:
+        if tracing.spans is None:
+            return await self._commits.submit(tasks, within=within)
+        with accepting(tracing.spans, tasks) as trace:
+            answers = await self._commits.submit(trace.tasks, within=within)
+            trace.answered(answers)
+        return answers
 
     async def _prepare(self, message: Request) -> NewTask | Submitted | DomainError:
         """A task to commit, the task that its key has brought before, or the refusal."""

@@ -263,6 +263,7 @@ def _request(attempt: Attempt) -> Frame:
         "deadline": unit.deadline.isoformat() if unit.deadline else None,
         "shard_index": unit_number if unit.type == "SHARD" else None,
         "checkpoint": unit.checkpoint.decode() if unit.checkpoint is not None else None,
+        "trace": attempt.trace.text if attempt.trace is not None else None,
     }
 
 

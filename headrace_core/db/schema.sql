@@ -150,6 +150,7 @@ CREATE TABLE headrace_core.units (
     failed_shards integer DEFAULT 0 NOT NULL,
     published_in integer,
     published_seq bigint,
+    trace_context text,
     CONSTRAINT units_check CHECK (((holder IS NULL) OR (state = 'PROCESSING'::text))),
     CONSTRAINT units_priority_check CHECK (((priority >= 1) AND (priority <= 3))),
     CONSTRAINT units_state_check CHECK ((state = ANY (ARRAY['PENDING'::text, 'PROCESSING'::text, 'COMPLETED'::text, 'FAILED'::text, 'CANCELLED'::text, 'EXPIRED'::text]))),

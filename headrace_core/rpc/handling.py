@@ -23,7 +23,7 @@ from google.rpc import status_pb2  # type: ignore[import-untyped]
 from headrace_core.errors import DomainError, MalformedMessage
 from headrace_core.rpc.admission import Admission
 from headrace_core.rpc.status import internal_status, number_of, status_of
-from headrace_core.telemetry import logs, metrics
+from headrace_core.telemetry import logs, metrics, tracing
 
 DETAILS_KEY = "grpc-status-details-bin"
 CODES = {number_of(code): code for code in grpc.StatusCode}
@@ -79,7 +79,7 @@ def _wrapped_one(
     # The stubs know the behaviours of the threaded server only.
     unary: Any = handler.unary_unary
     return grpc.unary_unary_rpc_method_handler(
-        _guarded(method, unary, admission),
+        _traced(method, _guarded(method, unary, admission)),
         request_deserializer=parse,
         response_serializer=handler.response_serializer,
     )
@@ -156,6 +156,29 @@ def _guarded(method: str, behaviour: Unary, admission: Admission) -> Unary:
             seconds.observe(code, time.perf_counter() - started)
 
     return call
+
+
+def _traced(method: str, behaviour: Unary) -> Unary:
+    """With a span of its own for each call, where traces are on when the server is built; not for health."""
+    if tracing.spans is None or method.startswith("grpc.health."):
+        return behaviour
+
+    async def call(request: Any, context: Context) -> Any:
+        spans = tracing.spans
+        if spans is None:
+            return await behaviour(request, context)
+        with spans.rpc(method, context.invocation_metadata()) as ended:
+            try:
+                return await behaviour(request, context)
+            finally:
+                ended(_code_name(context))
+
+    return call
+
+
+def _code_name(context: Context) -> str:
+    code: Any = context.code()
+    return CODES[code].name if isinstance(code, int) and code in CODES else getattr(code, "name", "OK")
 
 
 class _Seconds:

@@ -23,7 +23,7 @@ from headrace_core.runtime.service import Service
 from headrace_core.runtime.shadow import check_names
 from headrace_core.settings.environment import ServiceSettings, load_settings
 from headrace_core.settings.errors import SettingsError
-from headrace_core.telemetry import logs
+from headrace_core.telemetry import logs, tracing
 from headrace_core.tls.exposure import check_exposure
 
 START_SECONDS = 60.0
@@ -51,6 +51,7 @@ def run(name: str, build: Build, *, default_listen: str, default_ops_listen: str
         settings = load_settings(os.environ, default_listen=default_listen, default_ops_listen=default_ops_listen)
         logs.configure(settings.log_level, settings.log_format, name)
         check_exposure(name, settings)
+        tracing.start(name, os.environ)
         return uvloop.run(_Process(name, build, settings).live())
     except SettingsError as error:
         sys.stderr.write(f"headrace {name}: {error.message}\n")
@@ -88,8 +89,10 @@ class _Process:
                 code = await self._wait(service, ops)
                 self._serving = False
                 limit = self._settings.grace_seconds + DRAIN_MARGIN_SECONDS
+                grace_ends = time.monotonic() + self._settings.grace_seconds
                 if not await self._within(service.drain(), limit, "drain"):
                     code = FAILED
+                await tracing.stop(min(max(grace_ends - time.monotonic(), 0.0), tracing.FLUSH_SECONDS))
             elif self._stop_asked.is_set():
                 code = CLEAN
         finally:

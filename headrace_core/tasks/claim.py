@@ -58,6 +58,7 @@ class _Met(NamedTuple):
     max_attempts: int
     max_crashes: int
     suspect: bool
+    trace_context: str | None
 
 
 async def claim(db: Database, deliveries: Sequence[Delivered], holder: Holder) -> tuple[list[Claim], list[Wake]]:
@@ -110,6 +111,7 @@ def _params(unit_ids: Iterable[UnitId], holder: Holder) -> dict[str, Any]:
         "worker": holder.worker,
         "kinds": list(holder.kinds),
         "sharded": list(holder.sharded),
+        "traced": holder.traced,
     }
 
 

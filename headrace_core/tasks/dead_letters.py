@@ -6,9 +6,11 @@ the DLQ stream. Whoever changes one locks its task's row first, in the order of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
+from typing import NamedTuple
 from uuid import UUID
 
 from headrace_core.db import queries
@@ -74,6 +76,17 @@ class Turn:
     deadline: datetime | None
 
 
+class Traced(NamedTuple):
+    """What a span about a task says of it, and the trace context that its row has."""
+
+    task_id: UUID
+    trace_context: str | None
+    namespace: str
+    queue: str
+    kind: str
+    generation: int
+
+
 @dataclass(frozen=True, slots=True)
 class Redriven:
     """A batch that was redriven: the tasks as they are now, what to publish, whom to wake."""
@@ -132,6 +145,11 @@ async def read_content(db: Database, letter: DeadLetter) -> tuple[bytes, list[At
     return bytes(content or b""), [AttemptRecord(**attempt) for attempt in attempts]
 
 
+async def trace_contexts(db: Database, task_ids: Sequence[UUID]) -> list[Traced]:
+    """Those of the tasks that exist. Asked only where traces are on."""
+    return await db.fetch_as(Traced, _SQL["trace_contexts"], {"tasks": list(task_ids)})
+
+
 async def redrive(
     db: Database,
     letters: Sequence[Chosen],
@@ -139,13 +157,14 @@ async def redrive(
     deadline: datetime | None = None,
     payload: bytes | None = None,
     strict: bool = False,
+    traces: Mapping[UUID, str] = MappingProxyType({}),
 ) -> Redriven:
     """Give failed tasks a new generation with fresh budgets, in one transaction.
 
     A plain task, or one that failed before its plan was done, or one that gets a new `payload` (which drops plan and
     parts), is PENDING afterwards. A sharded one with a plan passes through PENDING to PROCESSING without a holder, as
     after its plan: its finished shards stay, and only what had not finished is PENDING again. `deadline` replaces the
-    tasks' own. What cannot be redriven is left out, unless `strict`.
+    tasks' own, `traces` their trace contexts. What cannot be redriven is left out, unless `strict`.
 
     Raises, if `strict`, and then nothing has changed:
         DeadLetterResolved: one of them was redriven or discarded before.
@@ -161,6 +180,7 @@ async def redrive(
         params = {
             "letters": [letter.id for letter in chosen],
             "tasks": task_ids,
+            "traces": [traces.get(task_id) for task_id in task_ids if task_id] if traces else [],
             "deadline": deadline,
             "payload": payload.decode() if payload is not None else None,
         }
@@ -169,7 +189,7 @@ async def redrive(
         records = await read_records(tx, task_ids)
         return Redriven(
             [records[task_id] for task_id in task_ids if task_id in records],
-            [_publication(row) for row in rows if row["unit"] != TASK or not row["planned"]],
+            [_publication(row, traces) for row in rows if row["unit"] != TASK or not row["planned"]],
             [Wake(row["task_id"], row["sequence"]) for row in rows if row["unit"] == TASK],
         )
 
@@ -311,9 +331,10 @@ async def _missing_merges(tx: Transaction, rows: Sequence[Row]) -> list[Row]:
     return [row | {"planned": True} for row in await tx.fetch(_MERGES, {"tasks": complete})]
 
 
-def _publication(row: Row) -> Publication:
+def _publication(row: Row, traces: Mapping[UUID, str]) -> Publication:
     unit_id = UnitId(row["task_id"], row["unit"])
-    return Publication(unit_id, row["queue"], row["priority"], resumed=True, dispatch=row["dispatch"])
+    trace_context = traces.get(unit_id.task_id)
+    return Publication(unit_id, row["queue"], row["priority"], True, row["dispatch"], trace_context)
 
 
 def _filter_params(wanted: Filter) -> dict[str, object]:

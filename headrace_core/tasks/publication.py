@@ -12,9 +12,9 @@ from headrace_core.telemetry import metrics
 _SQL = queries.load("headrace_core.tasks", "sql/publication.sql")
 
 
-def of_submitted(task: TaskRecord) -> Publication:
+def of_submitted(task: TaskRecord, trace_context: str | None = None) -> Publication:
     """The first publication of a task that was just accepted."""
-    return Publication(UnitId(task.id), task.queue, task.priority, resumed=False, dispatch=1)
+    return Publication(UnitId(task.id), task.queue, task.priority, False, 1, trace_context)
 
 
 async def take_unpublished(db: Database, limit: int, grace: float, full: Collection[str] = ()) -> list[Publication]:
@@ -31,6 +31,7 @@ async def take_unpublished(db: Database, limit: int, grace: float, full: Collect
             row["priority"],
             row["resumed"],
             row["dispatch"],
+            row["trace_context"],
         )
         for row in rows
     ]

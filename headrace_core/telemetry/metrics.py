@@ -260,6 +260,9 @@ background_restarts_total = _counter(
 )
 build_info = _gauge("build_info", "1, with the release of Headrace and of Python.", "version", "python")
 build_info.labels(headrace.__version__, platform.python_version()).set(1)
+spans_dropped_total = _counter(
+    "spans_dropped_total", "Spans of traces that were given up: the queue was full, or the collector did not take them."
+)
 
 MODES = ("broker", "fallback", "postgres")
 

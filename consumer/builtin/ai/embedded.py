@@ -37,6 +37,7 @@ from consumer.builtin.ai.ranking import (
     shard_summary,
     take_apart,
 )
+from consumer.tracing import inference
 from headrace.handlers import NonRetryable, TaskContext
 
 if TYPE_CHECKING:
@@ -90,7 +91,8 @@ class EmbeddedBackend:
         with measured(self.name):
             work = await self._run(lambda: _prepare(minilm.encoder(), shard))
             questions = await self._run(lambda: self._question_vectors(shard.questions))
-            await self._embed(ctx, work)
+            with inference("embeddings", self.model, self.name):
+                await self._embed(ctx, work)
             part = await self._run(lambda: _part_of(work, questions))
         for extract in part.extracts:
             await ctx.output(extract.text + "\n")
