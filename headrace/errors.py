@@ -111,6 +111,12 @@ class UnknownQueueError(NotFoundError):
     default_reason = "UNKNOWN_QUEUE"
 
 
+class UnknownNamespaceError(NotFoundError):
+    """The server knows declared namespaces only, and this is none of them."""
+
+    default_reason = "UNKNOWN_NAMESPACE"
+
+
 class TaskNotFoundError(NotFoundError):
     """No task has this id, or retention has removed it."""
 
@@ -172,6 +178,12 @@ class DeadLettersFullError(LimitReachedError):
     default_reason = "DEAD_LETTERS_FULL"
 
 
+class QuotaExceededError(LimitReachedError):
+    """A quota of the namespace is used up; the message says which."""
+
+    default_reason = "QUOTA_EXCEEDED"
+
+
 class ServerLimitError(LimitReachedError):
     """The server has too many streams or requests open."""
 
@@ -200,6 +212,32 @@ class CallTimeoutError(UnavailableError):
     """No answer within the call's timeout. Of a change the outcome is unknown."""
 
     default_code = grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+class KeysUnavailableError(UnavailableError):
+    """The server could not fetch the keys that it verifies tokens with."""
+
+    default_reason = "KEYS_UNAVAILABLE"
+
+
+class GrantsChangedError(UnavailableError):
+    """What the caller may see has become less while a stream was open: connect again."""
+
+    default_reason = "GRANTS_CHANGED"
+
+
+class UnauthenticatedError(HeadraceError):
+    """The call had no credentials, or none that the server accepts: check the token."""
+
+    default_reason = "UNAUTHENTICATED"
+    default_code = grpc.StatusCode.UNAUTHENTICATED
+
+
+class PermissionDeniedError(HeadraceError):
+    """The server knows who calls, and the role for this is missing."""
+
+    default_reason = "PERMISSION_DENIED"
+    default_code = grpc.StatusCode.PERMISSION_DENIED
 
 
 class InternalError(HeadraceError):
@@ -275,6 +313,12 @@ _BY_REASON: dict[str, type[HeadraceError]] = {
         DatabaseUnavailableError,
         DrainingError,
         InternalError,
+        UnauthenticatedError,
+        PermissionDeniedError,
+        UnknownNamespaceError,
+        QuotaExceededError,
+        KeysUnavailableError,
+        GrantsChangedError,
     )
 }
 
@@ -287,6 +331,8 @@ _BY_CODE: dict[grpc.StatusCode, type[HeadraceError]] = {
     grpc.StatusCode.ABORTED: RefusedByStateError,
     grpc.StatusCode.RESOURCE_EXHAUSTED: LimitReachedError,
     grpc.StatusCode.UNAVAILABLE: UnavailableError,
+    grpc.StatusCode.UNAUTHENTICATED: UnauthenticatedError,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDeniedError,
     # gRPC's own refusal of a burst, and of a server that stops: our own cancellations never get here.
     grpc.StatusCode.CANCELLED: UnavailableError,
     grpc.StatusCode.DEADLINE_EXCEEDED: CallTimeoutError,
