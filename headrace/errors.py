@@ -7,27 +7,15 @@ reason that this version does not know becomes the class of its status code, so 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.message import DecodeError
-from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
+from headrace.error_details import Details, trailing_details
+from headrace.error_details import Violation as Violation  # noqa: PLC0414 - it belongs to the errors
 from headrace.reasons import reason_name
 from headrace.v1 import task_pb2
-
-DOMAIN = "headrace"
-DETAILS_KEY = "grpc-status-details-bin"
-
-
-@dataclass(frozen=True, slots=True)
-class Violation:
-    """One field of a request that breaks a documented limit."""
-
-    field: str
-    description: str
 
 
 class HeadraceError(Exception):
@@ -355,7 +343,7 @@ def task_ended(task: task_pb2.Task) -> TaskEndedError:
 def from_status(code: int, message: str, details: Iterable[AnyMessage], *, where: str = "") -> HeadraceError:
     """Rebuild an error from a google.rpc code, text and details. `where` names the server, for unreachable ones."""
     status = _CODES.get(code, grpc.StatusCode.UNKNOWN)
-    found = _Details.read(details)
+    found = Details.read(details)
     kind = _BY_REASON.get(found.reason) or _BY_CODE.get(status, HeadraceError)
     text = message or status.name
     if where and not found.reason and issubclass(kind, UnavailableError):
@@ -371,42 +359,7 @@ def from_status(code: int, message: str, details: Iterable[AnyMessage], *, where
 
 def from_rpc_error(error: grpc.aio.AioRpcError, *, where: str = "") -> HeadraceError:
     """Rebuild an error from a failed call."""
-    return from_status(error.code().value[0], error.details() or "", _trailing_details(error), where=where)
-
-
-@dataclass(frozen=True, slots=True)
-class _Details:
-    reason: str
-    violations: tuple[Violation, ...]
-    retry_after: float | None
-
-    @classmethod
-    def read(cls, details: Iterable[AnyMessage]) -> _Details:
-        reason, violations, retry_after = "", [], None
-        info, request, retry = (
-            error_details_pb2.ErrorInfo(),
-            error_details_pb2.BadRequest(),
-            error_details_pb2.RetryInfo(),
-        )
-        for detail in details:
-            if detail.Unpack(info) and info.domain == DOMAIN:
-                reason = info.reason
-            elif detail.Unpack(request):
-                violations = [Violation(one.field, one.description) for one in request.field_violations]
-            elif detail.Unpack(retry):
-                retry_after = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
-        return cls(reason, tuple(violations), retry_after)
-
-
-def _trailing_details(error: grpc.aio.AioRpcError) -> Sequence[AnyMessage]:
-    for key, value in error.trailing_metadata() or ():
-        if key == DETAILS_KEY and isinstance(value, bytes):
-            try:
-                details: Sequence[AnyMessage] = status_pb2.Status.FromString(value).details
-            except DecodeError:
-                return ()  # not ours: the status code still tells the class
-            return details
-    return ()
+    return from_status(error.code().value[0], error.details() or "", trailing_details(error), where=where)
 
 
 def _ending(task: task_pb2.Task) -> str:

@@ -10,11 +10,13 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc  # type: ignore[import-untyped]
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection_pb2_grpc
 
+from headrace_core.access.gate import Gate
 from headrace_core.rpc.admission import MAX_CALLS, MAX_STREAMS_PER_CLIENT, Admission
 from headrace_core.rpc.handling import Salvage, wrapped
 from headrace_core.rpc.health import Health
+from headrace_core.rpc.reflection import Reflection
 from headrace_core.settings.environment import ServiceSettings
 from headrace_core.settings.errors import SettingsError
 from headrace_core.telemetry import logs
@@ -79,7 +81,7 @@ class GrpcServer:
     Health says SERVING while the server is set so and `problems` (local and quick: no I/O in it) finds none.
     `add` every servicer, then `start`, then `set_serving(True)`. Servicers of streams wait on `draining` besides their
     own events and end their streams with `Draining` when it is set. A call whose client has gone, or whose deadline has
-    passed, is cancelled: its servicer gets CancelledError.
+    passed, is cancelled: its servicer gets CancelledError. `gate` says who may call what; None: everybody everything.
     """
 
     def __init__(
@@ -91,9 +93,11 @@ class GrpcServer:
         max_streams_per_client: int = MAX_STREAMS_PER_CLIENT,
         problems: Callable[[], list[str]] = _no_problems,
         age: ConnectionAge = ConnectionAge(),
+        gate: Gate | None = None,
     ) -> None:
         self._listen = listen
         self._age = age
+        self._gate = gate
         self._name = name
         self._admission = Admission(max_calls, max_streams_per_client)
         # Health answers through the drain, and a watch on it holds nothing up.
@@ -125,7 +129,7 @@ class GrpcServer:
         register(servicer, registrar)
         if set(registrar.found) != {full_name}:
             raise ValueError(f"{full_name} was announced, {', '.join(registrar.found)} registered")
-        self._methods[full_name] = wrapped(full_name, registrar.found[full_name], admission, salvage)
+        self._methods[full_name] = wrapped(full_name, registrar.found[full_name], admission, salvage, self._gate)
         self._health.know(full_name)
 
     async def start(self) -> str:
@@ -136,7 +140,7 @@ class GrpcServer:
         server = grpc.aio.server(options=[*OPTIONS, *self._age.options()])
         for service, methods in self._methods.items():
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
-        reflection.enable_server_reflection((*self._methods, reflection.SERVICE_NAME), server)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(Reflection(list(self._methods), self._gate), server)
         try:
             port = server.add_insecure_port(self._listen)
         except RuntimeError as error:
