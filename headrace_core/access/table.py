@@ -67,6 +67,7 @@ TABLE: Mapping[str, Row] = {
     "externalscaler.ExternalScaler/GetMetrics": Row(Where.EVERY, READERS),
     "grpc.health.v1.Health/Check": Row(Where.OPEN),
     "grpc.health.v1.Health/Watch": Row(Where.OPEN),
+    "grpc.health.v1.Health/List": Row(Where.OPEN),
     "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Row(Where.KNOWN),
     "GET /api/async-status": Row(Where.ANY, READERS),
     "GET /api/ai-status": Row(Where.ANY, READERS),
