@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 from headrace.v1 import producer_pb2
+from headrace_core.access.identity import ANYONE, Identity
+from headrace_core.access.table import SUBMITTERS, namespace_of
 from headrace_core.db.pool import Database
 from headrace_core.errors import (
     BacklogFull,
@@ -15,6 +17,7 @@ from headrace_core.errors import (
     DomainError,
     InvalidFields,
     KeyReused,
+    PermissionDenied,
     Violation,
 )
 from headrace_core.rpc.convert import fill_task
@@ -23,6 +26,7 @@ from headrace_core.tasks.model import NewTask, Submitted
 from headrace_core.tasks.submit import find_by_key
 from headrace_core.telemetry import metrics, tracing
 from producer.admission import Admission
+from producer.namespaces import Namespaces
 from producer.salvage import SalvagedBatch
 from producer.submit import RETRY_AFTER, Answer, GroupCommit
 from producer.tracing import accepting
@@ -38,47 +42,56 @@ _BREATH = 50
 class Submission:
     """The use case of SubmitTask and SubmitTasks."""
 
-    def __init__(self, db: Database, admission: Admission, commits: GroupCommit) -> None:
+    def __init__(self, db: Database, admission: Admission, commits: GroupCommit, namespaces: Namespaces) -> None:
         self._db = db
+        self._namespaces = namespaces
         self._admission = admission
         self._commits = commits
 
     async def submit_one(
-        self, message: producer_pb2.SubmitTaskRequest, *, within: float
+        self, message: producer_pb2.SubmitTaskRequest, *, within: float, identity: Identity = ANYONE
     ) -> producer_pb2.SubmitTaskResponse:
         """Accept one task, or raise the DomainError that says why not; within `within` seconds either way."""
-        answer = (await self._submit([message], within))[0]
+        answer = (await self._submit([message], within, identity))[0]
         if isinstance(answer, DomainError):
             raise answer
         return _response(answer)
 
     async def submit_many(
-        self, batch: producer_pb2.SubmitTasksRequest | SalvagedBatch, *, within: float
+        self,
+        batch: producer_pb2.SubmitTasksRequest | SalvagedBatch,
+        *,
+        within: float,
+        identity: Identity = ANYONE,
     ) -> producer_pb2.SubmitTasksResponse:
         """Accept each task on its own. Raises InvalidFields for none or too many, DatabaseUnavailable for all."""
         messages: Sequence[Request] = batch.requests
         if not 1 <= len(messages) <= MAX_REQUESTS:
             said = f"there are {len(messages)}; 1 to {MAX_REQUESTS} are allowed"
             raise InvalidFields.of([Violation("requests", said)])
-        answers = await self._submit(messages, within)
+        answers = await self._submit(messages, within, identity)
         response = producer_pb2.SubmitTasksResponse()
         for answer in answers:
             _fill_result(response.results.add(), answer)
         return response
 
-    async def _submit(self, messages: Sequence[Request], within: float) -> list[Submitted | DomainError]:
+    async def _submit(
+        self, messages: Sequence[Request], within: float, identity: Identity
+    ) -> list[Submitted | DomainError]:
         try:
-            answers = await self._submit_within(messages, within)
+            answers = await self._submit_within(messages, within, identity)
         except DomainError as error:
             _count_refused(error, len(messages))
             raise
         _count(answers)
         return answers
 
-    async def _submit_within(self, messages: Sequence[Request], within: float) -> list[Submitted | DomainError]:
+    async def _submit_within(
+        self, messages: Sequence[Request], within: float, identity: Identity
+    ) -> list[Submitted | DomainError]:
         try:
             async with asyncio.timeout(within):
-                return await self._submit_all(messages, within)
+                return await self._submit_all(messages, within, identity)
         except TimeoutError as error:
             raise DatabaseUnavailable(
                 "Postgres did not answer in time; whether the task was accepted is unknown:"
@@ -86,11 +99,13 @@ class Submission:
                 retry_after=RETRY_AFTER,
             ) from error
 
-    async def _submit_all(self, messages: Sequence[Request], within: float) -> list[Submitted | DomainError]:
+    async def _submit_all(
+        self, messages: Sequence[Request], within: float, identity: Identity
+    ) -> list[Submitted | DomainError]:
         answers: list[Submitted | DomainError | None] = []
         tasks: list[NewTask] = []
         for index, message in enumerate(messages):
-            prepared = await self._prepare(message)
+            prepared = await self._prepare(message, identity)
             if isinstance(prepared, NewTask):
                 tasks.append(prepared)
             answers.append(None if isinstance(prepared, NewTask) else prepared)
@@ -100,6 +115,11 @@ class Submission:
         return [_checked(next(committed)) if answer is None else answer for answer in answers]
 
     async def _commit(self, tasks: list[NewTask], within: float) -> list[Answer]:
+        answers = await self._commit_traced(tasks, within)
+        self._namespaces.note([answer for answer in answers if isinstance(answer, Submitted)])
+        return answers
+
+    async def _commit_traced(self, tasks: list[NewTask], within: float) -> list[Answer]:
         if tracing.spans is None:
             return await self._commits.submit(tasks, within=within)
         with accepting(tracing.spans, tasks) as trace:
@@ -107,11 +127,15 @@ class Submission:
             trace.answered(answers)
         return answers
 
-    async def _prepare(self, message: Request) -> NewTask | Submitted | DomainError:
+    async def _prepare(self, message: Request, identity: Identity) -> NewTask | Submitted | DomainError:
         """A task to commit, the task that its key has brought before, or the refusal."""
         if isinstance(message, DomainError):
             return message
         now = datetime.now(UTC)
+        try:
+            identity.require(SUBMITTERS, namespace_of(message))
+        except PermissionDenied as refusal:
+            return refusal
         try:
             request = validated(message, now)
         except InvalidFields as refusal:

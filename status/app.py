@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from headrace.v1 import status_pb2_grpc
+from headrace_core.access.gate import Gate
 from headrace_core.bus.access import Access
 from headrace_core.bus.connection import Bus
 from headrace_core.bus.declaration import StreamNames
@@ -27,6 +28,7 @@ from status.gauges import QueueGauges
 from status.hub import Hub
 from status.keda import external_scaler_pb2_grpc
 from status.limits import ScalingLimits, WatchLimits
+from status.quotas import WatchQuotas
 from status.reads import SharedReads
 from status.scaler import FULL_NAME as SCALER
 from status.scaler import ScalerServicer
@@ -52,6 +54,7 @@ class StatusService:
     ) -> None:
         limits, scaling = limits or WatchLimits(), scaling or ScalingLimits(stream=_stream_seconds(settings))
         self._grace = settings.grace_seconds
+        self._gate = Gate.of(settings, [settings.listen, settings.http_listen])
         names = StreamNames(settings.stream_prefix, settings.subject_prefix)
         self._db = Database(settings.database_url)
         access = Access.of(settings, "status")
@@ -65,7 +68,8 @@ class StatusService:
         self._work = SharedReading(lambda: read_work(self._db), wait=True)
         self._gauges = QueueGauges(self._figures, self._work, scaling)
         self._system = System(self._db, self._bus, names, self._figures)
-        watches = Watches(self._hub, self._reads, self._discovery)
+        quotas = WatchQuotas(settings.topology.namespaces)
+        watches = Watches(self._hub, self._reads, self._discovery, quotas)
         certificates = Certificates.of(settings)
         self._grpc = GrpcServer(
             settings.listen,
@@ -74,12 +78,14 @@ class StatusService:
             problems=self.problems,
             age=ConnectionAge.of(settings),
             certificates=certificates,
+            gate=self._gate,
         )
         servicer = StatusServicer(self._db, self._reads, watches, self._system)
         self._grpc.add(status_pb2_grpc.add_StatusServiceServicer_to_server, servicer, FULL_NAME)
         scaler = ScalerServicer(self._work, self._activity)
         self._grpc.add(external_scaler_pb2_grpc.add_ExternalScalerServicer_to_server, scaler, SCALER)
-        self._http = HttpServer(web_app(self._system), settings.http_listen, certificates=certificates)
+        web = web_app(self._system, gate=self._gate)
+        self._http = HttpServer(web, settings.http_listen, certificates=certificates)
         self._supervisor = Supervisor()
         self._grpc_address: str | None = None
         self._http_address: str | None = None
@@ -121,6 +127,8 @@ class StatusService:
             ("drain streams", self._drain_streams),
         ):
             self._supervisor.spawn(name, work)
+        if self._gate is not None:
+            self._supervisor.spawn("access", self._gate.run)
         self._http_address = await self._http.start()
         self._supervisor.spawn("http server", self._http.serve_until_closed, on_failure="stop")
         self._grpc_address = await self._grpc.start()
@@ -138,6 +146,8 @@ class StatusService:
         await self._http.stop()
         await self._feed.stop()
         await self._supervisor.stop()
+        if self._gate is not None:
+            await self._gate.close()
         await self._system.close()
         await self._figures.close()
         await self._work.close()

@@ -207,6 +207,30 @@ UNION ALL
     NULL::json AS error
    FROM headrace_core.units
   WHERE ((units.attempt > 0) AND ((units.state = 'COMPLETED'::text) OR (units.holder IS NOT NULL) OR ((units.unit = '-1'::integer) AND (units.planned_at IS NOT NULL))));
+CREATE TABLE headrace_core.audit (
+    id uuid NOT NULL,
+    at timestamp with time zone DEFAULT now() NOT NULL,
+    who text NOT NULL,
+    peer text NOT NULL,
+    action text NOT NULL,
+    namespace text DEFAULT ''::text NOT NULL,
+    target text NOT NULL,
+    before jsonb,
+    after jsonb,
+    outcome text NOT NULL
+);
+CREATE VIEW headrace.audit AS
+ SELECT id,
+    at,
+    who,
+    peer,
+    action,
+    namespace,
+    target,
+    before,
+    after,
+    outcome
+   FROM headrace_core.audit;
 CREATE TABLE headrace_core.dead_letters (
     id text NOT NULL,
     task_id uuid,
@@ -398,6 +422,8 @@ CREATE VIEW headrace_core.task_records AS
   WHERE (unit = '-1'::integer);
 ALTER TABLE ONLY headrace_core.attempts
     ADD CONSTRAINT attempts_pkey PRIMARY KEY (task_id, unit, epoch);
+ALTER TABLE ONLY headrace_core.audit
+    ADD CONSTRAINT audit_pkey PRIMARY KEY (id);
 ALTER TABLE ONLY headrace_core.consumers
     ADD CONSTRAINT consumers_pkey PRIMARY KEY (holder);
 ALTER TABLE ONLY headrace_core.dead_letters
@@ -418,6 +444,7 @@ ALTER TABLE ONLY headrace_core.streams
     ADD CONSTRAINT streams_pkey PRIMARY KEY (name);
 ALTER TABLE ONLY headrace_core.units
     ADD CONSTRAINT units_pkey PRIMARY KEY (task_id, unit);
+CREATE INDEX audit_at ON headrace_core.audit USING btree (at);
 CREATE INDEX dead_letters_alone ON headrace_core.dead_letters USING btree (resolved_at) WHERE ((resolved_at IS NOT NULL) AND (task_id IS NULL));
 CREATE INDEX dead_letters_by_queue ON headrace_core.dead_letters USING btree (queue) WHERE (resolved_at IS NULL);
 CREATE INDEX dead_letters_incarnation ON headrace_core.dead_letters USING btree (COALESCE(published_in, 0)) WHERE ((resolved_at IS NULL) AND (published_at IS NOT NULL));

@@ -11,10 +11,11 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2_grpc  # type: ignore[import-untyped]
 
+from headrace_core.access.gate import Gate
 from headrace_core.rpc.admission import MAX_CALLS, MAX_STREAMS_PER_CLIENT, Admission
 from headrace_core.rpc.handling import Salvage, wrapped
 from headrace_core.rpc.health import Health
-from headrace_core.rpc.reflecting import enable_reflection
+from headrace_core.rpc.reflection import enable_reflection
 from headrace_core.settings.environment import ServiceSettings
 from headrace_core.settings.errors import SettingsError
 from headrace_core.telemetry import logs
@@ -93,7 +94,7 @@ class GrpcServer:
     Health says SERVING while the server is set so and `problems` (local and quick: no I/O in it) finds none.
     `add` every servicer, then `start`, then `set_serving(True)`. Servicers of streams wait on `draining` besides their
     own events and end their streams with `Draining` when it is set. A call whose client has gone, or whose deadline has
-    passed, is cancelled: its servicer gets CancelledError.
+    passed, is cancelled: its servicer gets CancelledError. `gate` says who may call what; None: everybody everything.
     """
 
     def __init__(
@@ -106,10 +107,12 @@ class GrpcServer:
         problems: Callable[[], list[str]] = _no_problems,
         age: ConnectionAge = ConnectionAge(),
         certificates: Certificates | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self._listen = listen
         self._certificates = certificates
         self._age = age
+        self._gate = gate
         self._name = name
         self._admission = Admission(max_calls, max_streams_per_client)
         # Health answers through the drain, and a watch on it holds nothing up.
@@ -141,7 +144,7 @@ class GrpcServer:
         register(servicer, registrar)
         if set(registrar.found) != {full_name}:
             raise ValueError(f"{full_name} was announced, {', '.join(registrar.found)} registered")
-        self._methods[full_name] = wrapped(full_name, registrar.found[full_name], admission, salvage)
+        self._methods[full_name] = wrapped(full_name, registrar.found[full_name], admission, salvage, self._gate)
         self._health.know(full_name)
 
     async def start(self) -> str:
@@ -152,7 +155,7 @@ class GrpcServer:
         server = grpc.aio.server(options=[*OPTIONS, *self._age.options()])
         for service, methods in self._methods.items():
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
-        enable_reflection(tuple(self._methods), server)
+        enable_reflection(tuple(self._methods), server, self._gate)
         port = self._bind(server)
         await server.start()
         self._server = server

@@ -163,6 +163,21 @@ class ServiceSettings(BaseModel):
         description="Producer and status: how long the calls on a connection that is too old may still run before they "
         "are cut, in seconds.",
     )
+    auth_file: Path | None = Field(
+        default=None,
+        description="Producer and status: the access file (TOML), see access.md; unless set, whoever reaches the "
+        "service may do everything. Read again when it changes.",
+    )
+    require_auth: bool = Field(
+        default=False,
+        description="Do not start on an address that is more than loopback without TLS and, producer and status, "
+        "without `HEADRACE_AUTH_FILE`.",
+    )
+    implicit_namespaces: bool = Field(
+        default=False,
+        description="Producer only: namespaces that headrace.toml does not declare exist too, without quotas. Where it "
+        "declares none, they always do.",
+    )
     pod_deletion_cost: bool = Field(
         default=False,
         description="Consumer only, in Kubernetes: note the number of running units in the annotation "
@@ -201,6 +216,13 @@ class ServiceSettings(BaseModel):
         description="Producer only: how long the events of such a task are kept after its end, in days; at least an "
         "hour (0.05); 0: as long as the task.",
     )
+    retention_audit_days: Annotated[float, AfterValidator(_an_hour_or_for_ever)] = Field(
+        default=365.0,
+        ge=0.0,
+        le=36500.0,
+        description="Producer only: how long the record of what operators did is kept, in days; at least an hour; "
+        "0: for ever.",
+    )
     retention_share: float = Field(
         default=0.2,
         gt=0.0,
@@ -218,10 +240,6 @@ class ServiceSettings(BaseModel):
         default=None,
         description="Authorities of the clients, PEM: with it every client, of gRPC and HTTP alike, needs a "
         "certificate of one of them.",
-    )
-    require_auth: bool = Field(
-        default=False,
-        description="Refuse to start where other machines could reach the service without TLS.",
     )
     producer_address: str = Field(default="", description=OF_CLIENTS)
     status_address: str = Field(default="", description=OF_CLIENTS)

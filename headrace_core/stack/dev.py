@@ -220,7 +220,11 @@ class LocalStack:
         return service
 
     def _environment(self) -> dict[str, str]:
-        defaults = {"HEADRACE_CREATE_QUEUES": "true", "HEADRACE_LOG_FORMAT": "console"}
+        defaults = {
+            "HEADRACE_CREATE_QUEUES": "true",
+            "HEADRACE_IMPLICIT_NAMESPACES": "true",
+            "HEADRACE_LOG_FORMAT": "console",
+        }
         inherited = inherited_environment(self.options.working_folder)
         return defaults | inherited | dict(self.options.environment)
 

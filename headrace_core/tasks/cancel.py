@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from uuid import UUID
 
 from headrace_core.db import queries
 from headrace_core.db.pool import Database, Row, Transaction
 from headrace_core.errors import TaskNotFound, TaskTerminal
+from headrace_core.tasks.audit import Action
 from headrace_core.tasks.model import TaskRecord, TaskState, Wake
 from headrace_core.tasks.records import read_records
 from headrace_core.tasks.settle import TaskEnd, count_ends, end_tasks, lock_tasks
@@ -24,8 +26,15 @@ class Cancelled:
     wakes: list[Wake]
 
 
-async def cancel(db: Database, task_id: UUID, reason: str = "CANCELLED_BY_CLIENT") -> Cancelled:
-    """Cancel a task and every open unit of it. Idempotent.
+async def cancel(
+    db: Database,
+    task_id: UUID,
+    reason: str = "CANCELLED_BY_CLIENT",
+    *,
+    check: Callable[[TaskRecord], None] | None = None,
+    action: Action | None = None,
+) -> Cancelled:
+    """Cancel a task and every open unit of it. Idempotent. `check` may raise; then nothing has changed.
 
     Raises:
         TaskNotFound: no such task.
@@ -34,6 +43,9 @@ async def cancel(db: Database, task_id: UUID, reason: str = "CANCELLED_BY_CLIENT
 
     async def work(tx: Transaction) -> tuple[Cancelled, list[Row]]:
         await lock_tasks(tx, [task_id])
+        before = (await read_records(tx, [task_id])).get(task_id) if check or action else None
+        if check is not None and before is not None:
+            check(before)
         ended = await end_tasks(tx, [TaskEnd(task_id, reason)], TaskState.CANCELLED)
         task = (await read_records(tx, [task_id])).get(task_id)
         if task is None:
@@ -43,6 +55,9 @@ async def cancel(db: Database, task_id: UUID, reason: str = "CANCELLED_BY_CLIENT
                 f"task {task_id} has ended as {task.state}; it cannot be cancelled",
                 metadata={"state": task.state},
             )
+        if action is not None and before is not None:
+            action.namespace = task.namespace
+            await action.note(tx, {"state": task.state}, before={"state": before.state})
         return Cancelled(task, bool(ended), [Wake(row["task_id"], row["sequence"]) for row in ended]), ended
 
     cancelled, ended = await db.run(work)

@@ -16,6 +16,7 @@ from uuid import UUID
 from headrace_core.db import queries
 from headrace_core.db.pool import Database, Row, Transaction
 from headrace_core.errors import DeadLetterResolved, DeadlinePassed, DomainError, InvalidFields, Violation
+from headrace_core.tasks.audit import Action
 from headrace_core.tasks.model import TASK, Publication, TaskRecord, UnitId, Wake
 from headrace_core.tasks.outcome import error_json
 from headrace_core.tasks.reading import AttemptRecord
@@ -57,6 +58,8 @@ class Filter:
     reason: str | None = None
     failed_before: datetime | None = None
     include_resolved: bool = False
+    within: tuple[str, ...] | None = None
+    """The namespaces that whoever asks may look into; None: all, and what has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +161,7 @@ async def redrive(
     payload: bytes | None = None,
     strict: bool = False,
     traces: Mapping[UUID, str] = MappingProxyType({}),
+    action: Action | None = None,
 ) -> Redriven:
     """Give failed tasks a new generation with fresh budgets, in one transaction.
 
@@ -187,6 +191,9 @@ async def redrive(
         rows = await tx.fetch(_SQL["redrive"], params) if chosen else []
         rows += await _missing_merges(tx, rows)
         records = await read_records(tx, task_ids)
+        if action is not None:
+            changed = {"payload": "replaced"} if payload is not None else {}
+            await action.note(tx, {"redriven": action.done + len(task_ids)} | changed)
         return Redriven(
             [records[task_id] for task_id in task_ids if task_id in records],
             [_publication(row, traces) for row in rows if row["unit"] != TASK or not row["planned"]],
@@ -196,25 +203,35 @@ async def redrive(
     return await db.run(work)
 
 
-async def discard(db: Database, letters: Sequence[Chosen]) -> Discarded:
+async def discard(db: Database, letters: Sequence[Chosen], action: Action | None = None) -> Discarded:
     """Close open entries for good, in one transaction; their tasks become CANCELLED, reason DISCARDED."""
 
     async def work(tx: Transaction) -> Discarded:
         await lock_tasks(tx, [letter.task_id for letter in letters if letter.task_id])
         rows = await tx.fetch(_SQL["discard"], {"letters": [letter.id for letter in letters]})
+        if action is not None:
+            await action.note(tx, {"discarded": action.done + len(rows)})
         return Discarded(len(rows), [Wake(row["task_id"], row["sequence"]) for row in rows if row["sequence"]])
 
     return await db.run(work)
 
 
-async def schedule(db: Database, letters: Sequence[Chosen], rate: float, deadline: datetime | None) -> None:
+async def schedule(
+    db: Database, letters: Sequence[Chosen], rate: float, deadline: datetime | None, action: Action | None = None
+) -> None:
     """Give each entry its turn, `rate` a second, the first one interval from now."""
     params = {
         "letters": [letter.id for letter in letters],
         "delays": [(index + 1) / rate for index in range(len(letters))],
         "deadline": deadline,
     }
-    await db.execute(_SQL["schedule"], params)
+
+    async def work(tx: Transaction) -> None:
+        await tx.execute(_SQL["schedule"], params)
+        if action is not None:
+            await action.note(tx, {"redriven": action.done, "scheduled": len(letters), "rate": rate})
+
+    await db.run(work)
 
 
 async def take_turns(db: Database, limit: int = 500) -> list[Turn]:
@@ -340,6 +357,7 @@ def _publication(row: Row, traces: Mapping[UUID, str]) -> Publication:
 def _filter_params(wanted: Filter) -> dict[str, object]:
     return {
         "namespace": wanted.namespace,
+        "within": None if wanted.within is None else list(wanted.within),
         "queue": wanted.queue,
         "kind": wanted.kind,
         "reason": wanted.reason,

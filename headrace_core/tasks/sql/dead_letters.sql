@@ -4,6 +4,7 @@ select id, task_id, generation, namespace, queue, kind, reason, error, budgets, 
 from headrace_core.dead_letters
 where (%(include_resolved)s or resolved_at is null)
   and (%(namespace)s::text is null or namespace = %(namespace)s)
+  and (%(within)s::text[] is null or namespace = any(%(within)s))
   and (%(queue)s::text is null or queue = %(queue)s)
   and (%(kind)s::text is null or kind = %(kind)s)
   and (%(reason)s::text is null or reason = %(reason)s)
@@ -33,6 +34,7 @@ select id, task_id, generation
 from headrace_core.dead_letters
 where resolved_at is null and redrive_at is null
   and (%(namespace)s::text is null or namespace = %(namespace)s)
+  and (%(within)s::text[] is null or namespace = any(%(within)s))
   and (%(queue)s::text is null or queue = %(queue)s)
   and (%(kind)s::text is null or kind = %(kind)s)
   and (%(reason)s::text is null or reason = %(reason)s)
