@@ -23,7 +23,7 @@ from headrace_core.runtime.service import Service
 from headrace_core.runtime.shadow import check_names
 from headrace_core.settings.environment import ServiceSettings, load_settings
 from headrace_core.settings.errors import SettingsError
-from headrace_core.telemetry import logs, tracing
+from headrace_core.telemetry import logs, metrics, tracing
 from headrace_core.tls.exposure import check_exposure
 
 START_SECONDS = 60.0
@@ -78,6 +78,7 @@ class _Process:
 
     async def live(self) -> int:
         self._listen_to_signals()
+        metrics.set_service(self._name)
         service = self._build(self._settings)
         ops = HttpServer(ops_app(lambda: self._problems(service)), self._settings.ops_listen, name="ops")
         code = FAILED

@@ -225,6 +225,8 @@ dead_letters_repaired_total = _counter(
     "how",
     by=(PRODUCER,),
 )
+for _how in ("published", "removed"):
+    dead_letters_repaired_total.labels(_how)  # 0 from the start: of a series that begins with 1 no query sees it grow
 
 # -- queues, from the status service: every replica shows the same, so take the greatest, never the sum ----------------
 queue_backlog = _gauge("queue_backlog", "Units that are due and wait, also in a paused queue.", "queue", by=(STATUS,))
@@ -258,13 +260,19 @@ broker_up = _gauge("broker_up", "1 if it is of use, else 0; part is connection o
 background_restarts_total = _counter(
     "background_restarts_total", "Restarts of background tasks after a failure.", "name"
 )
-build_info = _gauge("build_info", "1, with the release of Headrace and of Python.", "version", "python")
-build_info.labels(headrace.__version__, platform.python_version()).set(1)
 spans_dropped_total = _counter(
     "spans_dropped_total", "Spans of traces that were given up: the queue was full, or the collector did not take them."
 )
+build_info = _gauge(
+    "build_info", "1, with the service, its release, and that of Python.", "service", "version", "python"
+)
 
 MODES = ("broker", "fallback", "postgres")
+
+
+def set_service(name: str) -> None:
+    """Show which service this process is."""
+    build_info.labels(name, headrace.__version__, platform.python_version()).set(1)
 
 
 def set_mode(current: str) -> None:
