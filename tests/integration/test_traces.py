@@ -235,7 +235,12 @@ async def test_a_model_is_asked_within_the_trace_and_its_server_gets_it(
     inference = InferenceServer()
     listening = await asyncio.start_server(inference.serve, "127.0.0.1", 0)
     port = listening.sockets[0].getsockname()[1]
-    openai = {"ai_backend": "openai", "ai_base_url": f"http://127.0.0.1:{port}/v1", "ai_model": "m", "ai_api_key": KEY}
+    openai: dict[str, Any] = {
+        "ai_backend": "openai",
+        "ai_base_url": f"http://127.0.0.1:{port}/v1",
+        "ai_model": "m",
+        "ai_api_key": KEY,
+    }
     async with fleet(database_url, nats_url, tmp_path, toml=TOML) as services:
         services.add("producer", plus=collector.environment)
         services.add("consumer", plus=collector.environment, **openai)

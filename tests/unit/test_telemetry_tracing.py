@@ -68,7 +68,7 @@ def _start(spans: Spans, name: str, parent: str | Span | None = None) -> Span:
 
 
 def _dropped() -> float:
-    return metrics.spans_dropped_total._value.get()
+    return float(metrics.spans_dropped_total._value.get())
 
 
 @pytest.mark.parametrize(
