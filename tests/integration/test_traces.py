@@ -351,12 +351,19 @@ async def test_a_collector_that_takes_nothing_costs_no_task_and_two_lines(
     assert (len(said("traces.export_failed")), len(said("traces.export_resumed"))) == (1, 1)
 
 
-async def test_a_stop_sends_the_last_spans(traced: Fleet, collector: Collector) -> None:
-    collector.spans.clear()
-    async with traced.client() as client:
-        task = await client.submit("on-loop", {})
-        await client.result(task.id, timeout=20)
-    assert await traced.stop() == [0, 0, 0]
+async def test_a_stop_sends_the_last_spans(
+    database_url: str, nats_url: str, tmp_path: Path, collector: Collector
+) -> None:
+    rarely = collector.environment | {"OTEL_BSP_SCHEDULE_DELAY": "600000"}
+    async with fleet(database_url, nats_url, tmp_path, handlers="traced", toml=TOML) as services:
+        for name in ("producer", "consumer", "status"):
+            services.add(name, plus=rarely)
+        await services.start()
+        async with services.client() as client:
+            task = await client.submit("on-loop", {})
+            await client.result(task.id, timeout=20)
+        assert collector.spans == []
+        assert await services.stop() == [0, 0, 0]
     assert [span.name for span in collector.spans if span.name == "process default"] == ["process default"]
 
 
