@@ -49,7 +49,7 @@ class AttemptTrace:
             return
         name = type(outcome).__name__.lower()
         self.span.set_attribute("headrace.outcome", name)
-        self.span.add_event("handler ended", {"headrace.outcome": name})
+        self.span.add_event("handler ended")
         if (error := _error_type(outcome)) is not None:
             self._spans.fail(self.span, error)
 
@@ -57,11 +57,7 @@ class AttemptTrace:
         """Its end is committed, with `batch` settlements in one transaction, or was refused: the lease was lost."""
         name = type(settlement).__name__.lower()
         reason = "" if isinstance(settlement, Complete | Plan) else settlement.reason
-        event: dict[str, str | int] = {
-            "headrace.settlement": name,
-            "headrace.reason": reason,
-            "headrace.batch_size": batch,
-        }
+        event: dict[str, str | int] = {"headrace.settlement": name, "headrace.batch_size": batch}
         self.span.add_event("settled" if answer.applied else "fenced", event)
         if reason:
             self.span.set_attribute("headrace.reason", reason)

@@ -194,17 +194,23 @@ def _traced(method: str, behaviour: Unary) -> Unary:
         if spans is None:
             return await behaviour(request, context)
         with spans.rpc(method, context.invocation_metadata()) as ended:
+            code = "CANCELLED"  # as in _guarded
             try:
-                return await behaviour(request, context)
+                response = await behaviour(request, context)
+                code = "OK"
+                return response
+            except grpc.aio.AbortError:
+                code = _code_name(context)
+                raise
             finally:
-                ended(_code_name(context))
+                ended(code)
 
     return call
 
 
 def _code_name(context: Context) -> str:
     code: Any = context.code()
-    return CODES[code].name if isinstance(code, int) and code in CODES else getattr(code, "name", "OK")
+    return CODES[code].name if isinstance(code, int) else str(code.name)
 
 
 def _admitting(method: str, gate: Gate | None) -> Unary | None:

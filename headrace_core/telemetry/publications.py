@@ -17,7 +17,7 @@ def note_publications(
     """A span for each publication that belongs to a trace. `began`: time.time() when the batch was sent."""
     start = int(began * 1e9)
     for item, result in zip(sent, results, strict=True):
-        if item.trace_context is None:
+        if item.trace_context is None or not spans.is_sampled(item.trace_context):
             continue
         attributes = {
             "messaging.system": "nats",

@@ -131,6 +131,11 @@ class Spans:
         return f"{parent} {state}" if state and len(state) <= MAX_TRACESTATE else parent
 
     @staticmethod
+    def is_sampled(text: str) -> bool:
+        """Whether a context as text belongs to a trace that is kept."""
+        return text[53:55] == "01"
+
+    @staticmethod
     def headers_of(span: Span) -> dict[str, str]:
         """The context of `span` as the headers of a call over HTTP."""
         traceparent, _, tracestate = Spans.text_of(span).partition(" ")
@@ -173,11 +178,15 @@ def _context_of(parent: str | Span | None) -> Context:
 
 
 def _span_context(source: str | Span) -> trace.SpanContext:
+    """By position: OpenTelemetry's parser costs ten times as much, and `text_of` wrote what is read here."""
     if not isinstance(source, str):
         return source.get_span_context()
-    traceparent, _, tracestate = source.partition(" ")
-    extracted = _W3C.extract({"traceparent": traceparent, "tracestate": tracestate}, _NOTHING)
-    return trace.get_current_span(extracted).get_span_context()
+    try:
+        number, span_id, flags = int(source[3:35], 16), int(source[36:52], 16), int(source[53:55], 16)
+    except ValueError:
+        return trace.INVALID_SPAN_CONTEXT  # not written by us; a unit must start whatever stands there
+    state = trace.TraceState.from_header([source[56:]]) if len(source) > 56 else None
+    return trace.SpanContext(number, span_id, is_remote=True, trace_flags=trace.TraceFlags(flags), trace_state=state)
 
 
 def _resource(service: str, environ: Mapping[str, str]) -> Resource:

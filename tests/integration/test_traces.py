@@ -13,12 +13,15 @@ from opentelemetry import trace
 from opentelemetry.context import attach, detach
 from opentelemetry.sdk.trace import TracerProvider
 
+from headrace.errors import TaskNotFoundError
 from headrace.sync import SyncClient
 from headrace.v1 import producer_pb2, producer_pb2_grpc
 from headrace_core.db.pool import Database
+from headrace_core.stack.nats import NatsServer
 from tests.fixtures.fleet import Fleet, fleet
 from tests.fixtures.trace_collector import Collector, Seen, collecting
 from tests.fixtures.waiting import eventually
+from tests.integration.inference_server import DOCUMENT, KEY, InferenceServer
 
 SECRET = "zebra-crossing-4711"
 TOML = """queues = [
@@ -214,6 +217,81 @@ async def test_without_a_broker_the_trace_comes_with_the_claim(
     assert not [span for span in collector.spans if span.name.startswith("send")]
 
 
+async def test_with_the_broker_down_tasks_are_traced_all_the_same(
+    traced: Fleet, collector: Collector, nats_server: NatsServer
+) -> None:
+    await nats_server.kill()
+    async with traced.client() as client:
+        task = await client.submit("on-loop", {})
+        await client.result(task.id, timeout=30)
+    create, process = await collector.one("create default"), await collector.one("process default")
+    assert (process.trace, process.parent) == (create.trace, create.id)
+    assert process.attributes["headrace.source"] == "postgres"
+
+
+async def test_a_model_is_asked_within_the_trace_and_its_server_gets_it(
+    database_url: str, nats_url: str, tmp_path: Path, collector: Collector
+) -> None:
+    inference = InferenceServer()
+    listening = await asyncio.start_server(inference.serve, "127.0.0.1", 0)
+    port = listening.sockets[0].getsockname()[1]
+    openai: dict[str, Any] = {
+        "ai_backend": "openai",
+        "ai_base_url": f"http://127.0.0.1:{port}/v1",
+        "ai_model": "m",
+        "ai_api_key": KEY,
+    }
+    async with fleet(database_url, nats_url, tmp_path, toml=TOML) as services:
+        services.add("producer", plus=collector.environment)
+        services.add("consumer", plus=collector.environment, **openai)
+        services.add("status")
+        await services.start()
+        async with services.client() as client:
+            document = f"{DOCUMENT} {SECRET}."
+            task = await client.submit("ai.analyze", {"document": document, "questions": ["What do cats do?"]})
+            await client.result(task.id, timeout=30)
+    listening.close()
+    chats = await collector.named("chat m", 2)
+    attempts = await collector.named("process default", 3)
+    by_id = {span.id: span.attributes["headrace.unit"] for span in attempts}
+    assert sorted(by_id[span.parent] for span in chats) == [-2, 0]
+    sent = [head.partition("traceparent: ")[2][:55] for head in inference.heads]
+    assert sent == [f"00-{span.trace}-{span.id}-01" for span in chats]
+    assert chats[0].attributes["gen_ai.request.model"] == "m"
+    assert not any(b"Cats sleep" in request or b"leases and cats" in request for request in collector.raw)
+
+
+async def test_a_takeover_is_in_the_trace_and_the_next_attempt_too(
+    database_url: str, nats_url: str, tmp_path: Path, collector: Collector
+) -> None:
+    ledger, release = tmp_path / "ledger", tmp_path / "release"
+    ledger.touch()
+    async with fleet(database_url, nats_url, tmp_path, toml=TOML) as services:
+        for name in ("producer", "consumer", "consumer-2", "status"):
+            services.add(name, plus=collector.environment)
+        await services.start("producer", "consumer", "status")
+        async with services.client() as client:
+            task = await client.submit("waits", {"ledger": str(ledger), "release": str(release)})
+            await eventually(lambda: ledger.read_text() == "start 1\n", within=20)
+            await services.start("consumer-2")
+            await services.services["consumer"].kill()
+            await eventually(lambda: ledger.read_text() == "start 1\nstart 2\n", within=20)
+            release.touch()
+            assert await client.result(task.id, timeout=20) == {"epoch": 2}
+    create, takeover = await collector.one("create default"), await collector.one("takeover default")
+    process = await collector.one("process default")
+    assert (takeover.parent, process.parent) == (create.id, create.id)
+    assert process.attributes["headrace.epoch"] == 2
+
+
+async def test_a_refused_call_says_its_code_and_is_no_fault_of_the_server(traced: Fleet, collector: Collector) -> None:
+    async with traced.client() as client:
+        with pytest.raises(TaskNotFoundError):
+            await client.cancel("0190d7a0-0000-7000-8000-000000000000")
+    call = await collector.one("headrace.v1.ProducerService/CancelTask")
+    assert (call.attributes["rpc.response.status_code"], call.failed) == ("NOT_FOUND", False)
+
+
 async def test_an_unsampled_caller_is_not_traced_and_its_handlers_neither(traced: Fleet, collector: Collector) -> None:
     unsampled = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
     context = trace.set_span_in_context(
@@ -273,12 +351,19 @@ async def test_a_collector_that_takes_nothing_costs_no_task_and_two_lines(
     assert (len(said("traces.export_failed")), len(said("traces.export_resumed"))) == (1, 1)
 
 
-async def test_a_stop_sends_the_last_spans(traced: Fleet, collector: Collector) -> None:
-    collector.spans.clear()
-    async with traced.client() as client:
-        task = await client.submit("on-loop", {})
-        await client.result(task.id, timeout=20)
-    assert await traced.stop() == [0, 0, 0]
+async def test_a_stop_sends_the_last_spans(
+    database_url: str, nats_url: str, tmp_path: Path, collector: Collector
+) -> None:
+    rarely = collector.environment | {"OTEL_BSP_SCHEDULE_DELAY": "600000"}
+    async with fleet(database_url, nats_url, tmp_path, handlers="traced", toml=TOML) as services:
+        for name in ("producer", "consumer", "status"):
+            services.add(name, plus=rarely)
+        await services.start()
+        async with services.client() as client:
+            task = await client.submit("on-loop", {})
+            await client.result(task.id, timeout=20)
+        assert collector.spans == []
+        assert await services.stop() == [0, 0, 0]
     assert [span.name for span in collector.spans if span.name == "process default"] == ["process default"]
 
 
