@@ -13,7 +13,7 @@ from google.protobuf import descriptor_pool
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from google.rpc import status_pb2 as rpc_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc  # type: ignore[import-untyped]
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from headrace.v1 import (
     dead_letter_pb2,
