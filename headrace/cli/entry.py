@@ -11,7 +11,7 @@ from typing import Annotated, TextIO
 import typer
 
 from headrace import __version__
-from headrace.cli import analyze, dead_letters, queues, server_verbs, status, tasks, verify, watching
+from headrace.cli import analyze, dead_letters, queues, server_verbs, status, tasks, token, verify, watching
 from headrace.cli.exits import ExitCode, Failure, UsageFailure, usage_failure
 from headrace.cli.session import (
     CaOption,
@@ -75,6 +75,7 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
         part.register(app)
     app.add_typer(dead_letters.app, name="dlq")
     app.add_typer(queues.app, name="queues")
+    app.add_typer(token.app, name="token")
     server_verbs.register(app, arguments)
     return app
 

@@ -68,8 +68,8 @@ class Authenticator:
         self._verified: dict[bytes, Verified] = {}
         self._remote: RemoteKeys | None = None
         self._left: list[RemoteKeys] = []
-        self._file, self._local = _load(path)
-        self._stamp = self._stamps()
+        self._stamps = {path: _stamp(path)}
+        self._file, self._local = self._load()
         self._choose_keys()
 
     async def identify(self, credentials: Credentials) -> Identity:
@@ -101,16 +101,15 @@ class Authenticator:
 
         What cannot be used is logged, and what held before goes on holding.
         """
-        stamp = self._stamps()
-        if stamp == self._stamp:
+        stamps = {path: _stamp(path) for path in self._stamps}
+        if stamps == self._stamps:
             return False
-        self._stamp = stamp
+        self._stamps = stamps
         try:
-            self._file, self._local = _load(self._path)
+            self._file, self._local = self._load()
         except SettingsError as error:
             log.error("the access file was not taken over", action="auth.file_refused", error=error.message)
             return False
-        self._stamp = self._stamps()
         self._choose_keys()
         self._forget()
         log.info("the access file was read again", action="auth.file_read", path=str(self._path))
@@ -159,18 +158,17 @@ class Authenticator:
     def _forget(self) -> None:
         self._verified.clear()
 
-    def _stamps(self) -> list[tuple[int, int, int] | None]:
-        return [_stamp(path) for path in (self._path, self._file.keys_file) if path is not None]
-
-
-def _load(path: Path) -> tuple[AccessFile, KeySet | None]:
-    file = read_access_file(path)
-    if file.keys_file is None:
-        return file, None
-    try:
-        return file, KeySet(read_bounded(file.keys_file))
-    except KeysError as error:
-        raise SettingsError(f"{file.keys_file} cannot be used: {error}") from error
+    def _load(self) -> tuple[AccessFile, KeySet | None]:
+        """Each stamp is from before its file is read: what changes meanwhile is noticed at the next look."""
+        file = read_access_file(self._path)
+        if file.keys_file is None:
+            self._stamps = {self._path: self._stamps[self._path]}
+            return file, None
+        self._stamps = {self._path: self._stamps[self._path], file.keys_file: _stamp(file.keys_file)}
+        try:
+            return file, KeySet(read_bounded(file.keys_file))
+        except KeysError as error:
+            raise SettingsError(f"{file.keys_file} cannot be used: {error}") from error
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

@@ -30,6 +30,7 @@ EXISTING: dict[str, set[str]] = {
     "Secret/our-broker": {"urls"},
     "Secret/our-password": {"postgres"},
     "Secret/inference": {"token"},
+    "Secret/access": {"who.toml"},
     "Secret/authority": set(),
     "Secret/registry": set(),
     "ConfigMap/authority": {"path"},

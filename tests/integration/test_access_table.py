@@ -239,6 +239,7 @@ def _denied() -> grpc.aio.AioRpcError:
 async def world(database_url: str, tmp_path: Path) -> AsyncIterator[World]:
     tokens = {f"{role}-{place}": [f"{role}:{name}"] for role in ROLES for place, name in PLACES.items()}
     tokens |= {"nothing": ["submit:elsewhere"], "mixed": ["read:elsewhere", "submit:own"]}
+    tokens |= {"onlooker": ["read:own", "operate:elsewhere"]}
     path = write_access_file(tmp_path / "access.toml", tokens)
     environ = {
         "HEADRACE_DATABASE_URL": database_url,
@@ -299,6 +300,15 @@ async def test_a_role_in_ones_own_namespace_and_another_elsewhere(world: World) 
     for what in ("GetTask", "WatchTask", "GetDeadLetter", "ListTasks of the namespace"):
         assert await world.call(what, "mixed") == DENIED
     assert await world.call("ListTasks", "mixed") == EMPTY
+
+
+async def test_who_may_only_look_redrives_nothing_there(world: World) -> None:
+    """By id it is denied in words; a filter reaches only what may be operated."""
+    for what in ("RedriveDeadLetters", "DiscardDeadLetters"):
+        assert await world.call(f"{what} by id", "onlooker") == DENIED
+        assert await world.call(what, "onlooker") == EMPTY
+    assert await world.call("ListDeadLetters", "onlooker") == OK
+    assert await world.call("CancelTask", "onlooker") == DENIED
 
 
 async def test_without_credentials_nothing_but_health_answers(world: World) -> None:

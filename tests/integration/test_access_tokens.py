@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from headrace_core.access import authenticator as authenticator_module
 from headrace_core.access import keys as keys_module
 from headrace_core.access.authenticator import Authenticator, credentials_of
+from headrace_core.access.file import read_access_file
 from headrace_core.access.identity import Role
 from headrace_core.access.keys import KeysError, fetch
 from headrace_core.errors import KeysUnavailable, Unauthenticated
@@ -102,7 +103,7 @@ async def test_a_token_with_wrong_claims_is_refused_in_words(
 
 async def test_the_algorithm_is_never_the_tokens_to_choose(access: Authenticator, issuer: Issuer) -> None:
     claims = jwt.decode(issuer.token(), options={"verify_signature": False})
-    nothing = jwt.encode(claims, None, "none", {"kid": "first"})  # type: ignore[arg-type]
+    nothing = jwt.encode(claims, "", "none", {"kid": "first"})
     assert "algorithm" in await refusal(access, nothing)
     public = RSA_KEY.public_key().public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
@@ -159,6 +160,25 @@ async def test_a_changed_file_holds_at_once_and_a_broken_one_not_at_all(tmp_path
     path.unlink()
     assert not access.reload()
     assert (await identify(access, token_of("new"))).name == "token:new"
+
+
+async def test_a_change_while_the_file_is_read_is_not_missed(
+    tmp_path: Path, access: Authenticator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, read = tmp_path / "access.toml", read_access_file
+
+    def changed_meanwhile(of: Path) -> Any:
+        found = read(of)
+        write_access_file(path, {"second": ["read:own"]})
+        return found
+
+    write_access_file(path, {"first": ["read:own"]})
+    monkeypatch.setattr(authenticator_module, "read_access_file", changed_meanwhile)
+    assert access.reload()
+    monkeypatch.setattr(authenticator_module, "read_access_file", read)
+    assert access.reload()
+    assert (await identify(access, token_of("second"))).name == "token:second"
+    assert not access.reload()
 
 
 async def test_keys_in_a_file_rotate(tmp_path: Path, access: Authenticator, issuer: Issuer) -> None:

@@ -25,7 +25,7 @@ async def test_many_may_migrate_at_once_and_each_version_is_applied_once(empty_d
     assert await migrate(empty_database_url) == []
 
 
-@pytest.mark.parametrize("view", ["tasks", "shards", "attempts", "dead_letters"])
+@pytest.mark.parametrize("view", ["tasks", "shards", "attempts", "dead_letters", "audit"])
 async def test_the_public_views_can_be_read(database_url: str, view: str) -> None:
     async with await psycopg.AsyncConnection.connect(database_url) as connection:
         found = await connection.execute(f"select count(*) from headrace.{view}".encode())

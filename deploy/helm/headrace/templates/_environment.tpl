@@ -129,6 +129,10 @@ password is libpq's own variable, because a password in a URL would have to be e
   value: {{ int $values.maxConnectionAgeSeconds | quote }}
 - name: HEADRACE_MAX_CONNECTION_AGE_GRACE_SECONDS
   value: {{ int $values.maxConnectionAgeGraceSeconds | quote }}
+{{- with include "headrace.accessFile" . }}
+- name: HEADRACE_AUTH_FILE
+  value: {{ quote . }}
+{{- end }}
 {{- end }}
 {{- if eq .component "status" }}
 - name: HEADRACE_HTTP_LISTEN
