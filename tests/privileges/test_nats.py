@@ -84,8 +84,8 @@ async def services(database_url: str, server: NatsServer, folder: Path, **users:
         for name in ("producer", "consumer", "consumer-2", "status"):
             user = users.get(name, name.partition("-")[0])
             # A URL without a user: this way the settings for it are seen to work.
-            own = {"nats_url": server.url, "nats_user": user, "nats_password": PASSWORD.format(user=user)}
-            fleet.add(name, create_queues="false", **own)
+            password = PASSWORD.format(user=user)
+            fleet.add(name, create_queues="false", nats_url=server.url, nats_user=user, nats_password=password)
         yield fleet
     finally:
         for service in fleet.services.values():

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import psycopg
@@ -90,7 +90,7 @@ async def guarded_url(tmp_path: Path, authority: Authority, monkeypatch: pytest.
         log.close()
 
 
-async def _ask(url: str) -> dict[str, bool]:
+async def _ask(url: str) -> Mapping[str, bool]:
     database = Database(url, max_size=2)
     await database.open()
     try:
