@@ -138,7 +138,7 @@ class ModeWatch:
         missing = [name for name in self._durables if name not in found]
         if missing:
             return await self._repair(bus, f"missing consumers: {', '.join(missing)}; run: headrace topology apply")
-        return without_majority(found, self._durables) or bus.denied
+        return without_majority(found, self._durables)
 
     async def _repair(self, bus: Bus, problem: str) -> str:
         if self._declaration is None:

@@ -342,7 +342,8 @@ class Bus:
             )
         if isinstance(error, NoQuorum):
             return f"JetStream at {where} has no quorum: {error.message}"
-        return f"JetStream at {where} does not answer, is $JS.API.> allowed? {error.message} {seen}".rstrip()
+        why = self._denials.sentence() or f"{error.message} {seen}".rstrip()
+        return f"JetStream at {where} does not answer, is $JS.API.> allowed? {why}"
 
     def _announce(self, *, connected: bool) -> None:
         if connected:

@@ -100,7 +100,7 @@ def _administration(names: StreamNames) -> list[str]:
 
 def _user(name: str, found: Permissions) -> str:
     return (
-        f"    {{\n      user: {name}\n      password: $HEADRACE_NATS_{name.upper()}_PASSWORD\n      permissions: {{\n"
+        f"    {{\n      user: {name}\n      password: $NATS_{name.upper()}_PASSWORD\n      permissions: {{\n"
         f"        publish: {_allow(found.publish)}\n        subscribe: {_allow(found.subscribe)}\n      }}\n    }}\n"
     )
 

@@ -18,6 +18,9 @@ LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNI
 # Chatty at info about every request or connection; their warnings still matter.
 QUIET = ("uvicorn", "uvicorn.access", "uvicorn.error", "httpx", "httpcore", "openai", "asyncio", "nats")
 PASSWORD = re.compile(r"(?P<before>\w://[^/@\s:]*:)[^/@\s]+@")
+# libpq takes it as a parameter, too, and NATS a token in place of user and password.
+PARAMETER = re.compile(r"(?P<before>[?&](?:ssl)?password=)[^&\s\"']+")
+TOKEN = re.compile(r"(?P<before>\b(?:nats|tls)://)[^/@\s:]+@")
 
 
 def configure(level: str, log_format: LogFormat, service: str) -> None:
@@ -56,7 +59,8 @@ def get(name: str) -> FilteringBoundLogger:
 
 def without_passwords(text: str) -> str:
     """`text` with the password of every address in it replaced by three stars."""
-    return PASSWORD.sub(r"\g<before>***@", text)
+    text = TOKEN.sub(r"\g<before>***@", PASSWORD.sub(r"\g<before>***@", text))
+    return PARAMETER.sub(r"\g<before>***", text)
 
 
 def _processors(service: str) -> list[Processor]:

@@ -1,8 +1,6 @@
 """How the group roles come to be: by whoever migrates if he may, else by an operator who is told what to do."""
 
 import asyncio
-import sys
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -14,6 +12,7 @@ from headrace_core.stack.ports import LOOPBACK
 from headrace_core.stack.postgres import Postgres
 from headrace_core.tasks.scaling import read_active
 from tests.factories import submitted
+from tests.privileges.programs import headrace
 from tests.producer_harness import running_producer
 
 GROUPS = ["headrace_consumer", "headrace_producer", "headrace_reader", "headrace_status"]
@@ -23,16 +22,6 @@ async def _run(url: str, *statements: str) -> None:
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
         for statement in statements:
             await connection.execute(statement.encode())
-
-
-async def _headrace(*arguments: str) -> tuple[int | None, str]:
-    program = str(Path(sys.executable).with_name("headrace"))
-    process = await asyncio.create_subprocess_exec(
-        program, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-    )
-    async with asyncio.timeout(30):
-        output, _ = await process.communicate()
-    return process.returncode, output.decode()
 
 
 async def _groups(server: Postgres) -> list[str]:
@@ -56,7 +45,7 @@ async def test_databases_of_one_server_migrated_at_once_share_the_roles(postgres
 async def test_whoever_may_create_no_roles_is_told_what_an_operator_has_to(postgres_server: Postgres) -> None:
     await _run(postgres_server.url(), "create role plain login", "create database plain owner plain")
     url = f"postgresql://plain@{LOOPBACK}:{postgres_server.port}/plain"
-    code, output = await _headrace("db", "migrate", "--database-url", url)
+    code, output = await headrace("db", "migrate", "--database-url", url)
     assert code == 0, output
     said = [line for line in output.splitlines() if "are missing" in line]
     assert len(said) == 1, output
@@ -102,6 +91,6 @@ async def test_a_login_that_is_in_no_group_is_a_named_problem(postgres_server: P
     finally:
         await stranger.close()
     url = f"postgresql://stranger@{LOOPBACK}:{postgres_server.port}/headrace"
-    code, output = await _headrace("db", "verify", "--database-url", url)
+    code, output = await headrace("db", "verify", "--database-url", url)
     assert (code, "Traceback" in output) == (1, False), output
     assert "permission denied for schema headrace_core" in output
