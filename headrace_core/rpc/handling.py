@@ -81,7 +81,7 @@ def _wrapped_one(
     return grpc.unary_unary_rpc_method_handler(
         _guarded(method, unary, admission),
         request_deserializer=parse,
-        response_serializer=handler.response_serializer,
+        response_serializer=admission.unsent.counting(handler.response_serializer),
     )
 
 
@@ -138,6 +138,7 @@ def _guarded(method: str, behaviour: Unary, admission: Admission) -> Unary:
         try:
             admission.enter()
             try:
+                admission.unsent.admit(context)
                 if type(request) is Malformed:
                     raise request.error
                 response = await behaviour(request, context)
