@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from consumer.attempt import Attempt
+from consumer.unit_facts import facts_of
 from headrace_core.db.errors import DataRejected
 from headrace_core.db.pool import Database
 from headrace_core.errors import DatabaseUnavailable
@@ -122,8 +123,8 @@ class Settler:
         log.error(
             "a settlement was refused by Postgres",
             action="settle.rejected",
-            task=str(item.settlement.lease.unit_id.task_id),
             sqlstate=error.sqlstate,
+            **facts_of(item.attempt.unit),
         )
         if isinstance(item.settlement, Fail):
             raise error  # nothing of it is the user's: a defect of ours

@@ -69,7 +69,8 @@ class Unsent:
         peer = context.peer()
         self._of[peer] += size
         self._total += size
-        context.add_done_callback(functools.partial(self._done, peer, size))
+        done: Any = functools.partial(self._done, peer, size)
+        context.add_done_callback(done)
 
     def _done(self, peer: str, size: int, _context: object) -> None:
         self._total -= size

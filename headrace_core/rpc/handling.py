@@ -189,5 +189,5 @@ async def _abort(context: Context, status: status_pb2.Status) -> NoReturn:
         await context.abort(CODES[status.code], status.message, metadata)
     except grpc.aio.InternalError as gone:
         # So grpc.aio says that the call was over already. Left alone, it logs this as a defect, with a traceback.
-        log.debug("the client left before its answer", action="rpc.client_gone", status=status.message)
+        log.debug("the client left before its answer", action="rpc.client_gone", code=CODES[status.code].name)
         raise asyncio.CancelledError from gone
