@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import re
@@ -47,9 +48,11 @@ async def test_nothing_that_is_the_users_is_in_any_line(tmp_path: Path) -> None:
     config = tmp_path / "headrace.toml"
     config.write_text('queues = [{name = "default", max_attempts = 1, max_crashes = 1}]\n')
     async with LocalStack(tmp_path / "stack", handlers=["leaky"], environment=environment, consumers=1) as stack:
-        async with grpc.aio.insecure_channel(stack.endpoints.producer) as producing:
-            async with grpc.aio.insecure_channel(stack.endpoints.status) as watching:
-                await _work(producing, watching)
+        async with (
+            grpc.aio.insecure_channel(stack.endpoints.producer) as producing,
+            grpc.aio.insecure_channel(stack.endpoints.status) as watching,
+        ):
+            await _work(producing, watching)
         await asyncio.to_thread(_publish_what_is_no_task, stack.nats.url)
         await eventually(lambda: "malformed.recorded" in stack.log_file.read_text(), within=20)
     text = stack.log_file.read_text()
@@ -71,14 +74,14 @@ async def _work(producing: grpc.aio.Channel, watching: grpc.aio.Channel) -> None
         with pytest.raises(grpc.aio.AioRpcError):
             await producer.SubmitTask(request, timeout=10, metadata=metadata)
     for task_id in ids:
-        await eventually(lambda task_id=task_id: _ended(status, task_id), within=40, what=task_id)
+        await eventually(functools.partial(_ended, status, task_id), within=40, what=task_id)
     await letters.RedriveDeadLetters(dead_letter_pb2.RedriveDeadLettersRequest(ids=ids[:1]), timeout=10)
 
 
 async def _submit(producer: Any, kind: str, **payload: str) -> str:
     request = producer_pb2.SubmitTaskRequest(
         kind=kind,
-        payload_json=json.dumps({"text": MARK} if not payload else payload).encode(),
+        payload_json=json.dumps(payload or {"text": MARK}).encode(),
         labels={"team": MARK},
         idempotency_key=MARK if kind == KINDS[0] else f"{MARK}-{kind}",
     )

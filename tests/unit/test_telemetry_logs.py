@@ -88,15 +88,15 @@ def test_a_traceback_says_what_and_where_and_never_the_text(capsys: pytest.Captu
     logs.configure("debug", "json", "producer")
     try:
         try:
-            {}["marked-payload"]
-        except KeyError as error:
-            raise ValueError("marked-payload") from error
-    except ValueError:
+            int("marked-payload")
+        except ValueError as error:
+            raise KeyError("marked-payload") from error
+    except KeyError:
         logging.getLogger("somebody.else").exception("it failed")
     (line,) = lines(capsys)
     assert "marked" not in json.dumps(line)
-    assert line["exception"].splitlines()[0] == "KeyError"
-    assert "ValueError" in line["exception"]
+    assert line["exception"].splitlines()[0] == "ValueError"
+    assert "KeyError" in line["exception"]
 
 
 def test_what_the_system_says_of_itself_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
