@@ -225,8 +225,15 @@ class Reporter:
             for item in reports:
                 await self._write([item])
             return
-        task = str(reports[0].lease.unit_id.task_id)
-        log.error("a report cannot be stored", action="report.rejected", task=task, sqlstate=error.sqlstate)
+        lease = reports[0].lease
+        log.error(
+            "a report cannot be stored",
+            action="report.rejected",
+            task=str(lease.unit_id.task_id),
+            unit=lease.unit_id.unit,
+            epoch=lease.epoch,
+            sqlstate=error.sqlstate,
+        )
         self._note_written(reports)
 
     def _note_written(self, reports: list[Report]) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from consumer.attempt import Attempt
 from consumer.tracing import settled
+from consumer.unit_facts import facts_of
 from headrace_core.db.errors import DataRejected
 from headrace_core.db.pool import Database
 from headrace_core.errors import DatabaseUnavailable
@@ -125,8 +126,8 @@ class Settler:
         log.error(
             "a settlement was refused by Postgres",
             action="settle.rejected",
-            task=str(item.settlement.lease.unit_id.task_id),
             sqlstate=error.sqlstate,
+            **facts_of(item.attempt.unit),
             **item.attempt.log_fields,
         )
         if isinstance(item.settlement, Fail):

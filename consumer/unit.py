@@ -18,6 +18,7 @@ from consumer.registry import Registry
 from consumer.reporting import Reporter
 from consumer.settling import Settler
 from consumer.tracing import attempt_trace
+from consumer.unit_facts import facts_of
 from headrace_core.bus.puller import Message, acknowledge
 from headrace_core.db.pool import Database
 from headrace_core.errors import DatabaseUnavailable
@@ -26,6 +27,7 @@ from headrace_core.tasks.model import ClaimedUnit, Lease, Settled, UnitId
 from headrace_core.tasks.outcome import Interrupted, Outcome, Raised, decide
 from headrace_core.tasks.parts import PartsTooLarge, merge_input
 from headrace_core.telemetry import logs, metrics, tracing
+from headrace_core.telemetry.subject import about
 
 MAX_STUCK = 8
 """Handlers that would not end, at which the consumer drains and exits."""
@@ -39,6 +41,9 @@ log = logs.get(__name__)
 
 class TooManyStuckHandlers(Exception):
     """Threads cannot be killed; only a new process frees their places."""
+
+    has_no_data = True
+    """Its text is ours alone, so the log may show it."""
 
 
 class Units:
@@ -98,13 +103,7 @@ class Units:
         for lease in leases:
             attempt = self._attempts.get(lease.unit_id)
             if attempt is not None and attempt.unit.lease == lease and not attempt.settling:
-                log.info(
-                    "lease lost",
-                    action="lease.lost",
-                    task=str(lease.unit_id.task_id),
-                    unit=lease.unit_id.unit,
-                    **attempt.log_fields,
-                )
+                log.info("lease lost", action="lease.lost", **facts_of(attempt.unit), **attempt.log_fields)
                 attempt.end(Cause.FENCED)
 
     def cancelled(self, task_ids: Iterable[UUID]) -> None:
@@ -162,6 +161,7 @@ class Units:
         self._spawn(attempt, self._live(attempt, slots))
 
     async def _live(self, attempt: Attempt, slots: Slots) -> None:
+        about(functools.partial(facts_of, attempt.unit))
         try:
             outcome = await self._run(attempt)
         finally:
@@ -214,7 +214,7 @@ class Units:
             return Raised(type(error).__name__, str(error), retryable=False)
         except Exception as error:
             # A defect of ours, not of the handler, whose exceptions are outcomes. It must not loop without an end.
-            log.exception("an attempt failed outside its handler", action="unit.defect", kind=attempt.unit.kind)
+            log.exception("an attempt failed outside its handler", action="unit.defect")
             return Raised(type(error).__name__, f"inside the consumer: {error}")
 
     async def _fetch_parts(self, attempt: Attempt) -> None:
@@ -240,9 +240,7 @@ class Units:
 
     def _note_stuck(self, attempt: Attempt) -> None:
         self._stuck += 1
-        unit = attempt.unit
-        task = str(unit.lease.unit_id.task_id)
-        log.error("a handler does not end", action="unit.stuck", kind=unit.kind, task=task, **attempt.log_fields)
+        log.error("a handler does not end", action="unit.stuck", **facts_of(attempt.unit), **attempt.log_fields)
         if self._stuck >= MAX_STUCK:
             self._too_many_stuck.set()
 
@@ -254,8 +252,8 @@ class Units:
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
         if error is not None:
-            said = "a unit was not settled; its lease runs out"
-            log.error(said, action="unit.failed", exc_info=error, **attempt.log_fields)
+            facts = facts_of(attempt.unit) | attempt.log_fields
+            log.error("a unit was not settled; its lease runs out", action="unit.failed", exc_info=error, **facts)
         if task.cancelled() or error is not None:
             self._forget([attempt])
 

@@ -90,7 +90,7 @@ def _wrapped_one(
     return grpc.unary_unary_rpc_method_handler(
         _traced(method, _guarded(method, unary, admission, gate)),
         request_deserializer=parse,
-        response_serializer=handler.response_serializer,
+        response_serializer=admission.unsent.counting(handler.response_serializer),
     )
 
 
@@ -162,6 +162,7 @@ def _guarded(method: str, behaviour: Unary, admission: Admission, gate: Gate | N
         try:
             admission.enter()
             try:
+                admission.unsent.admit(context)
                 if admit is not None:
                     context = await admit(request, context)
                 if type(request) is Malformed:
@@ -263,5 +264,5 @@ async def _abort(context: Context, status: status_pb2.Status) -> NoReturn:
         await context.abort(CODES[status.code], status.message, metadata)
     except grpc.aio.InternalError as gone:
         # So grpc.aio says that the call was over already. Left alone, it logs this as a defect, with a traceback.
-        log.debug("the client left before its answer", action="rpc.client_gone", status=status.message)
+        log.debug("the client left before its answer", action="rpc.client_gone", code=CODES[status.code].name)
         raise asyncio.CancelledError from gone

@@ -24,6 +24,7 @@ from headrace_core.runtime.shadow import check_names
 from headrace_core.settings.environment import ServiceSettings, load_settings
 from headrace_core.settings.errors import SettingsError
 from headrace_core.telemetry import logs, metrics, tracing
+from headrace_core.telemetry.failures import log_uncaught
 from headrace_core.tls.exposure import check_exposure
 
 START_SECONDS = 60.0
@@ -50,6 +51,7 @@ def run(name: str, build: Build, *, default_listen: str, default_ops_listen: str
         check_names()
         settings = load_settings(os.environ, default_listen=default_listen, default_ops_listen=default_ops_listen)
         logs.configure(settings.log_level, settings.log_format, name)
+        log_uncaught(log)
         check_exposure(name, settings)
         tracing.start(name, os.environ)
         return uvloop.run(_Process(name, build, settings).live())
@@ -129,7 +131,7 @@ class _Process:
             if closed.done() and (error := closed.exception()):
                 log.critical("the ops server has ended", action="service.failed", exc_info=error)
             if failed.done():
-                log.critical(str(failed.result()), action="service.failed")
+                log.critical("a background task failed for good", action="service.failed", name=failed.result().name)
             return CLEAN if asked.done() and not failed.done() else FAILED
         finally:
             for task in waiting:

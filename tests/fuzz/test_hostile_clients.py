@@ -15,8 +15,9 @@ from typing import Any
 import grpc
 import pytest
 
-from headrace.v1 import producer_pb2, producer_pb2_grpc
+from headrace.v1 import producer_pb2, producer_pb2_grpc, task_pb2
 from headrace_core.rpc.admission import MAX_STREAMS_PER_CLIENT
+from headrace_core.rpc.answers import MAX_UNSENT_BYTES
 from headrace_core.rpc.server import HANDSHAKE_SECONDS, MAX_METADATA_BYTES, MAX_REQUEST_BYTES, GrpcServer
 from headrace_core.runtime import http_bounds
 from headrace_core.runtime.http import HttpServer
@@ -68,10 +69,10 @@ def peak() -> int:
 
 
 @contextlib.asynccontextmanager
-async def rpc_server() -> AsyncIterator[tuple[str, grpc.aio.Channel]]:
+async def rpc_server(producer: Producer | None = None) -> AsyncIterator[tuple[str, grpc.aio.Channel]]:
     """A server whose SubmitTask accepts, its address, and the channel of somebody who means well."""
     server = GrpcServer("127.0.0.1:0", name="attacked")
-    server.add(producer_pb2_grpc.add_ProducerServiceServicer_to_server, Producer(), PRODUCER)
+    server.add(producer_pb2_grpc.add_ProducerServiceServicer_to_server, producer or Producer(), PRODUCER)
     address = await server.start()
     try:
         async with grpc.aio.insecure_channel(address) as channel:
@@ -200,12 +201,11 @@ async def test_streams_that_are_reset_at_once_cost_others_nothing() -> None:
 async def test_a_flood_of_pings_ends_its_connection() -> None:
     def ping(address: str) -> bool:
         client = RawHttp2(address)
-        for number in range(20_000):
-            if not client.send(frame(PING, 0, 0, number.to_bytes(8, "big"))):
-                return True
-        ended_by_server = any(kind == GOAWAY for kind, *_ in client.frames(5.0))
+        flood = (frame(PING, 0, 0, number.to_bytes(8, "big")) for number in range(20_000))
+        hung_up = not all(client.send(one) for one in flood)
+        told = hung_up or any(kind == GOAWAY for kind, *_ in client.frames(5.0))
         client.close()
-        return ended_by_server
+        return told
 
     async with rpc_server() as (address, channel):
         assert await meanwhile(channel, lambda: ping(address))
@@ -235,6 +235,31 @@ async def test_floods_of_frames_stop_nobody(flood: str) -> None:
         memory = resident()
         await meanwhile(channel, lambda: send(address))
         assert resident() - memory < GROWTH_BYTES
+
+
+async def test_answers_that_nobody_reads_are_bounded_and_others_get_theirs() -> None:
+    answer = producer_pb2.SubmitTaskResponse(task=task_pb2.Task(result_json=b"x" * (1 << 20)))
+
+    async def large(request: producer_pb2.SubmitTaskRequest) -> producer_pb2.SubmitTaskResponse:
+        return answer if request.kind == "large" else producer_pb2.SubmitTaskResponse()
+
+    def ask(address: str) -> RawHttp2:
+        client = RawHttp2(address)
+        client.send(frame(SETTINGS, 0, 0, b"\0\x04\0\0\0\0"))  # no room for anything
+        body = framed(producer_pb2.SubmitTaskRequest(kind="large").SerializeToString())
+        for stream in range(1, 801, 2):
+            client.send(opened(stream, request_fields(SUBMIT)) + frame(DATA, END_STREAM, stream, body))
+        list(client.frames(2.0))
+        return client
+
+    async with rpc_server(Producer(large)) as (address, channel):
+        memory = resident()
+        client = await meanwhile(channel, lambda: ask(address))
+        assert (
+            resident() - memory < 8 * MAX_UNSENT_BYTES
+        )  # gRPC takes four bytes for one; 400 of them would be 1,600 MiB
+        client.close()
+        await eventually(lambda: resident() - memory < 3 * MAX_UNSENT_BYTES, within=10, what="the memory that returns")
 
 
 @pytest.mark.parametrize("window_bits", [31, 15], ids=["gzip", "deflate"])
