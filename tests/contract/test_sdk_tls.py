@@ -147,6 +147,7 @@ async def test_rotated_certificates_are_taken_while_a_watch_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(opening, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("headrace.rpc.RETIRED_SECONDS", 0.0)
     goes_on = asyncio.Event()
     async with secured(tmp_path) as rig:
         rig.scripted.script.watches.append(
@@ -307,6 +308,24 @@ async def test_verify_goes_through_https_with_the_same_files(tmp_path: Path, sid
         assert ran.code == 1
         assert ran.out.count("HEADRACE_TLS_CA_FILE must hold") == 3
         listening.close()
+
+
+async def test_a_token_does_not_follow_a_redirection(tmp_path: Path) -> None:
+    first, second = HttpSide(), HttpSide()
+    servers = [await asyncio.start_server(side.serve, "127.0.0.1", 0) for side in (first, second)]
+    urls = [f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}" for server in servers]
+    first.code = f"302 Found\r\nLocation: {urls[1]}/api/async-status"
+    script = Script()
+    well(script)
+    async with serving(script) as scripted:
+        arguments = ("verify", "--within", "5", "--without-analysis", "--http", urls[0])
+        ran = await cli(scripted, *arguments, HEADRACE_TOKEN=SECRET)
+    for server in servers:
+        server.close()
+    assert (ran.code, ran.err) == (0, "")
+    assert SECRET in first.heads[0]
+    assert second.heads
+    assert SECRET not in second.heads[0]
 
 
 async def test_verify_does_not_send_a_token_in_the_open(tmp_path: Path) -> None:

@@ -95,6 +95,20 @@ async def test_both_ports_of_the_status_service_require_certificates_and_the_ops
             await get(where["http"], "/", tls.context())
 
 
+async def test_strangers_write_nothing_into_the_log(secret: MountedSecret, database_url: str, tmp_path: Path) -> None:
+    ready = tmp_path / "ready.json"
+    async with process("status", **files(secret), DATABASE_URL=database_url, READY_FILE=str(ready)) as started:
+        await eventually(ready.exists, within=30)
+        for port in ("grpc", "http"):
+            with suppress(ConnectionResetError):
+                assert await get(json.loads(ready.read_text())[port], "/", None) == b""
+        started.terminate()
+        code, said = await ended(started)
+    assert code == 0
+    lines = [json.loads(line) for line in said.splitlines()]
+    assert [line for line in lines if line["level"] not in {"info", "debug"}] == []
+
+
 def blocking_status(address: str, tls: Tls) -> None:
     with SyncClient(address, address, tls=tls) as client:
         assert client.system_status().mode
