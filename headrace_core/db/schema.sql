@@ -28,18 +28,20 @@ begin
         execute format('grant select on headrace_core.migrations to %I', role); -- headrace db verify
     end loop;
     if to_regrole('headrace_reader') is not null then
-        grant select on headrace.tasks, headrace.shards, headrace.attempts, headrace.dead_letters to headrace_reader;
+        grant select on headrace.tasks, headrace.shards, headrace.attempts, headrace.dead_letters, headrace.audit
+            to headrace_reader;
     end if;
     -- Accepts, cancels, redrives, publishes, takes over, removes. It records no result and starts no attempt.
     if to_regrole('headrace_producer') is not null then
         grant select on headrace.attempts, headrace_core.task_records to headrace_producer;
         grant select, delete on headrace_core.units to headrace_producer;
         grant insert (task_id, unit, generation, epoch, namespace, kind, queue, priority, payload, fingerprint,
-                idempotency_key, labels, run_at, deadline, max_attempts, max_crashes, sequence, due_at, offered_at, resumed),
+                idempotency_key, labels, run_at, deadline, max_attempts, max_crashes, sequence, due_at, offered_at, resumed,
+                trace_context),
             update (state, reason, generation, due_at, dispatch, offered_at, resumed, epoch, holder, attempt, failures, crashes,
                 interruptions, suspect, payload, checkpoint, error, updated_at, started_at, attempt_at, planned_at, ended_at,
                 sequence, deadline, fraction, message, total_shards, needed_shards, done_shards, failed_shards, published_in,
-                published_seq)
+                published_seq, trace_context)
             on headrace_core.units to headrace_producer;
         grant select, insert, delete on headrace_core.events, headrace_core.attempts to headrace_producer;
         grant select, insert, delete on headrace_core.dead_letters to headrace_producer;
@@ -47,6 +49,7 @@ begin
             on headrace_core.dead_letters to headrace_producer;
         grant select, insert (name, settings), update (settings, paused_at, updated_at)
             on headrace_core.queues to headrace_producer;
+        grant select, insert, update, delete on headrace_core.audit to headrace_producer;
         grant select on headrace_core.kinds, headrace_core.consumers to headrace_producer;
         grant select, update (events_until) on headrace_core.retention to headrace_producer;
         grant select, insert (name, created), update (created, incarnation, seen_at)

@@ -29,7 +29,6 @@ HANDSHAKE_SECONDS = 10
 MAX_RESPONSE_BYTES = 32 * 1024 * 1024
 # After the last call has ended: room for answers on their way and for clients that are just being told to go.
 FAREWELL_SECONDS = 0.5
-HANDSHAKE_MS = 10_000
 
 OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
@@ -37,7 +36,8 @@ OPTIONS: Sequence[tuple[str, int]] = (
     # A burst of some 1,000 calls is otherwise refused with CANCELLED.
     ("grpc.server.max_pending_requests", MAX_CALLS),
     ("grpc.server.max_pending_requests_hard_limit", 2 * MAX_CALLS),
-    # A client that connects and never finishes its greeting would otherwise be kept for two minutes.
+    # A client that connects and never finishes its greeting (a scan, a plain client at a TLS port) would otherwise be
+    # kept for two minutes.
     ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1000),
     # Above the streams that one client may have, so that it is refused in words; without it there is no bound at all to
     # the calls that are begun and never sent.
@@ -53,8 +53,6 @@ OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-    # Whoever connects and says nothing (a scan, a plain client at a TLS port) is let go after this.
-    ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
 )
 
 log = logs.get(__name__)

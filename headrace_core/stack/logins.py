@@ -1,6 +1,6 @@
 """A login role for each service on a Postgres of our own: each is a member of its service's group and of no other.
 
-The groups' rights come with the schema (headrace_core/db/migrations/0006_privileges.sql). Here are only the names and
+The groups' rights come with the schema (headrace_core/db/migrations/0007_privileges.sql). Here are only the names and
 the memberships, which belong to the whole server; so they may be there before the first database is.
 """
 
