@@ -164,9 +164,7 @@ def _checked_text(carrier: Mapping[str, str]) -> str | None:
     """What a caller sent as text; None if it is no trace context."""
     if "traceparent" not in carrier:
         return None
-    state = carrier.get("tracestate", "")
-    usable = carrier if len(state) <= MAX_TRACESTATE else {"traceparent": carrier["traceparent"]}
-    span = trace.get_current_span(_W3C.extract(usable, _NOTHING))
+    span = trace.get_current_span(_W3C.extract(carrier, _NOTHING))
     return Spans.text_of(span) if span.get_span_context().is_valid else None
 
 

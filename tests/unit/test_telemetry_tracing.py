@@ -14,7 +14,7 @@ from opentelemetry.trace import Span
 
 from headrace_core.rpc.handling import _traced
 from headrace_core.settings.errors import SettingsError
-from headrace_core.telemetry import metrics, tracing
+from headrace_core.telemetry import exporting, metrics, tracing
 from headrace_core.telemetry.exporting import Export
 from headrace_core.telemetry.spans import MAX_TRACESTATE, Spans
 from tests.fixtures.waiting import eventually
@@ -190,3 +190,31 @@ async def test_what_is_not_sampled_is_not_sent(spans: Spans, memory: InMemorySpa
     _start(spans, "sampled", PARENT).end()
     finished = await eventually(memory.get_finished_spans)
     assert [span.name for span in finished] == ["sampled"]
+
+
+async def test_a_collector_that_refuses_is_said_once_and_so_is_its_return(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    answers = iter([SpanExportResult.FAILURE] * 3 + [SpanExportResult.SUCCESS] * 2)
+    taken: list[SpanExportResult] = []
+
+    class Line:
+        def warning(self, text: str, *, action: str, error: str) -> None:
+            said.append(action)
+
+        def info(self, text: str, *, action: str) -> None:
+            said.append(action)
+
+    class Answering(SpanExporter):
+        def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+            taken.append(next(answers))
+            return taken[-1]
+
+    monkeypatch.setattr(exporting, "log", Line())
+    export = Export(Answering(), batch_size=1, delay=0.01)
+    spans, before = Spans(_provider(export)), _dropped()
+    for number in range(5):
+        _start(spans, str(number)).end()
+    await eventually(lambda: len(taken) == 5)
+    export.close(5)
+    assert said == ["traces.export_failed", "traces.export_resumed"]
+    assert _dropped() - before == 3
