@@ -55,6 +55,11 @@ begin
         grant select, insert (name, created), update (created, incarnation, seen_at)
             on headrace_core.streams to headrace_producer;
     end if;
+    -- The audit, where the schema has one: the producer adds to it and removes what is old. It reads not who did it.
+    if to_regclass('headrace_core.audit') is not null and to_regrole('headrace_producer') is not null then
+        execute 'grant insert, delete, update (before, after, outcome, namespace),
+            select (id, at, ctid, before, after, outcome, namespace) on headrace_core.audit to headrace_producer';
+    end if;
     -- Claims, renews, reports, settles. It removes no task, changes no payload and pauses no queue.
     if to_regrole('headrace_consumer') is not null then
         grant select on headrace_core.units to headrace_consumer;

@@ -137,7 +137,7 @@ FORBIDDEN_TO_ALL = [
     "delete from headrace_core.migrations",
     "select headrace_core.grant_services()",
     "select * from headrace_core.audit",
-    "delete from headrace_core.audit",
+    "select who from headrace_core.audit",
     "create role mine",
     "copy headrace.tasks to program 'true'",
     "select pg_read_file('/etc/hostname')",
@@ -151,6 +151,22 @@ async def test_what_a_service_does_not_need_is_refused(forbidding_url: str, role
         await connection.execute(f"set role headrace_{role}".encode())
         with pytest.raises(sqlstate.InsufficientPrivilege):
             await connection.execute(sql.encode(), prepare=False)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        f"insert into headrace_core.audit as a (id, who, after) values ({ANY_TASK}, 'a', '1') on conflict (id)"
+        " do update set after = coalesce(excluded.after, a.after), outcome = excluded.outcome",
+        "delete from headrace_core.audit where ctid = any(array("
+        "select ctid from headrace_core.audit where at < now() order by at limit 1 for update skip locked))",
+    ],
+)
+async def test_the_producer_adds_to_the_audit_and_removes_what_is_old(forbidding_url: str, sql: str) -> None:
+    async with await psycopg.AsyncConnection.connect(forbidding_url) as connection:
+        await connection.execute("set role headrace_producer")
+        await connection.execute(sql.encode(), prepare=False)
+        await connection.rollback()
 
 
 async def test_the_reader_reads_the_public_views(database_url: str) -> None:
