@@ -17,10 +17,11 @@ import pytest
 from headrace.v1 import producer_pb2, producer_pb2_grpc, status_pb2, status_pb2_grpc
 from headrace_core.access import gate as gate_module
 from headrace_core.access import table as table_module
-from headrace_core.access.gate import Gate, is_loopback
+from headrace_core.access.gate import Gate
 from headrace_core.db.pool import Database
 from headrace_core.settings.environment import load_settings
 from headrace_core.settings.errors import SettingsError
+from headrace_core.tls.exposure import is_loopback
 from status.app import StatusService
 from tests.access_rig import Issuer, as_, bearer, jwt_table, reason_of, token_of, write_access_file
 from tests.factories import submitted

@@ -9,6 +9,7 @@ ALL = "*"
 # File of headrace_core/tasks/sql to the names in it.
 RUN_BY: dict[str, dict[str, str]] = {
     "producer": {
+        "audit": ALL,
         "submit": ALL,
         "cancel": ALL,
         "dead_letters": ALL,

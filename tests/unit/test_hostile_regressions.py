@@ -14,7 +14,7 @@ from headrace.v1 import dead_letter_pb2
 from headrace_core.bus.task_stream import parse_advisory
 from headrace_core.bus.wire import DirectParser, Incoming
 from headrace_core.errors import PageTokenInvalid
-from headrace_core.rpc import reflecting
+from headrace_core.rpc import reflection
 from headrace_core.tasks.message import Malformed, parse
 from producer import page_tokens
 
@@ -92,4 +92,4 @@ def test_a_forged_page_token_is_refused(place: list[str]) -> None:
 
 def test_reflection_takes_bytes_that_are_no_request_for_one_that_asks_nothing() -> None:
     """UNKNOWN, with a traceback in the log for each."""
-    assert reflecting._parse(b"\xff\xff") == reflection_pb2.ServerReflectionRequest()
+    assert reflection._parse(b"\xff\xff") == reflection_pb2.ServerReflectionRequest()
