@@ -28,7 +28,10 @@ class Guarded:
             return
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         try:
-            credentials = credentials_of(Headers(scope=scope).getlist("authorization"))
+            tokens = Headers(scope=scope).getlist("authorization")
+            # As over gRPC: a token decides alone.
+            names = () if tokens else scope.get("state", {}).get("certificate_names", ())
+            credentials = credentials_of(tokens, names)
             await self._gate.admit(f"{method} {scope['path']}", None, credentials)
         except DomainError as error:
             await _refusal(error)(scope, receive, send)
