@@ -57,7 +57,7 @@ class DeniedActions:
         try:
             await self._db.run(lambda tx: action.note(tx, outcome=PermissionDenied.reason))
         except DatabaseUnavailable as error:
-            _log.error("a denied action was not written down", action="audit.unwritten", error=error.message)
+            _log.error("a denied action was not written down", action="audit.denial_unwritten", error=error.message)
 
 
 def _action(name: str, request: Any, identity: Identity, peer: str) -> Action:

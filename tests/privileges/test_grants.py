@@ -156,7 +156,8 @@ async def test_what_a_service_does_not_need_is_refused(forbidding_url: str, role
 @pytest.mark.parametrize(
     "sql",
     [
-        f"insert into headrace_core.audit as a (id, who, after) values ({ANY_TASK}, 'a', '1') on conflict (id)"
+        f"insert into headrace_core.audit as a (id, who, peer, action, target, after, outcome)"
+        f" values ({ANY_TASK}, 'a', 'p', 'pause', 'q', '1', 'OK') on conflict (id)"
         " do update set after = coalesce(excluded.after, a.after), outcome = excluded.outcome",
         "delete from headrace_core.audit where ctid = any(array("
         "select ctid from headrace_core.audit where at < now() order by at limit 1 for update skip locked))",
@@ -172,5 +173,5 @@ async def test_the_producer_adds_to_the_audit_and_removes_what_is_old(forbidding
 async def test_the_reader_reads_the_public_views(database_url: str) -> None:
     async with await psycopg.AsyncConnection.connect(database_url) as connection:
         await connection.execute("set role headrace_reader")
-        for view in ("tasks", "shards", "attempts", "dead_letters"):
+        for view in ("tasks", "shards", "attempts", "dead_letters", "audit"):
             await connection.execute(f"select * from headrace.{view}".encode())

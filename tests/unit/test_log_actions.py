@@ -5,7 +5,7 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-from headrace_core.telemetry.document import LEVELS, PACKAGES, calls, document
+from headrace_core.telemetry.document import LEVELS, PACKAGES, calls, document, parsed
 
 ROOT = Path(__file__).resolve().parents[2]
 FORM = re.compile(r"[a-z_…]+(\.[a-z_…]+)*")
@@ -32,7 +32,7 @@ def test_an_action_is_said_by_one_module() -> None:
 def test_no_line_is_without_an_action() -> None:
     found = []
     for path in (path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
                 continue
             is_log = isinstance(node.func.value, ast.Name) and node.func.value.id in ("log", "_log")
