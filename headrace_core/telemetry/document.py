@@ -51,8 +51,9 @@ def document(root: Path) -> str:
 
 
 def parsed(path: Path) -> ast.Module:
-    """A module's syntax tree. The garbage collector rests meanwhile: a finalizer that parses something itself breaks the
-    parser of Python 3.11 (CPython's issue 106905).
+    """A module's syntax tree. The garbage collector rests meanwhile.
+
+    A finalizer that parses something itself breaks the parser of Python 3.11 (CPython's issue 106905).
     """
     gc.disable()
     try:
