@@ -41,6 +41,7 @@ class Announcer:
 
     def wakes(self, wakes: Sequence[Wake]) -> None:
         """Announce that tasks have new events. Does not block."""
+        metrics.wakes_dropped_total.inc(max(len(self._wakes) + len(wakes) - MAX_WAITING, 0))
         self._wakes.extend(wakes)
         self._arrived.set()
         self._idle.clear()

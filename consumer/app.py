@@ -15,6 +15,7 @@ from consumer.last_resort import LastResort
 from consumer.queues import queues_of
 from consumer.registry import collect
 from consumer.works import Works
+from headrace_core.bus.access import Access
 from headrace_core.bus.connection import Bus
 from headrace_core.db.pool import Database
 from headrace_core.errors import DatabaseUnavailable
@@ -23,7 +24,8 @@ from headrace_core.runtime.supervisor import Supervisor
 from headrace_core.settings.environment import ServiceSettings
 from headrace_core.tasks.deaths import worker_name
 from headrace_core.tasks.model import Holder
-from headrace_core.telemetry import logs
+from headrace_core.telemetry import logs, tracing
+from headrace_core.tls.certificates import Certificates
 
 CONNECT_SECONDS = 2.0
 DATABASE_RETRY_SECONDS = 0.5
@@ -40,10 +42,16 @@ class ConsumerService:
         self._settings = settings
         self._registry = collect(settings.handlers, built_in=built_in)
         name = worker_name(os.getpid())
-        self._holder = Holder(uuid.uuid4(), name, self._registry.kinds, self._registry.sharded)
+        traced = tracing.spans is not None
+        self._holder = Holder(uuid.uuid4(), name, self._registry.kinds, self._registry.sharded, traced)
         self._database = Database(settings.database_url)
-        self._bus = Bus(settings.nats_url, name=f"consumer {name}") if settings.broker == "nats" else None
-        self._grpc = GrpcServer(settings.listen, name="consumer", problems=self.problems)
+        access = Access.of(settings, "consumer")
+        self._bus = (
+            Bus(settings.nats_url, name=f"consumer {name}", access=access) if settings.broker == "nats" else None
+        )
+        self._grpc = GrpcServer(
+            settings.listen, name="consumer", problems=self.problems, certificates=Certificates.of(settings)
+        )
         self._supervisor = Supervisor()
         self._grpc_address: str | None = None
         self._works: Works | None = None

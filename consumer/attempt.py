@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from enum import Enum
 from typing import Any
 
 from consumer.invocation import raised
 from consumer.registry import RegisteredHandler
+from consumer.tracing import AttemptTrace
 from headrace_core.bus.puller import Message
 from headrace_core.tasks.model import ClaimedUnit
 from headrace_core.tasks.outcome import Interrupted, Outcome, Raised, TimedOut
@@ -55,9 +57,15 @@ class Attempt:
         self.unit = unit
         self.handler = handler
         self.message = message
+        self.started_at = self.ended_at = time.monotonic()
+        """`ended_at`: once its handler has ended."""
         """What brought it; None if it was claimed straight from Postgres."""
+        self.trace: AttemptTrace | None = None
+        """Its span; None where traces are off."""
         self.parts: Sequence[bytes] = ()
         """Of a merge."""
+        self.outcome = ""
+        """How its handler ended, for the metrics: succeeded, raised, …"""
         self.cause: Cause | None = None
         self.asked = False
         """The handler was told that the consumer is stopping; it may still finish."""
@@ -91,6 +99,11 @@ class Attempt:
             return ""
         fraction, message = self._last
         return f"{fraction:.2f} {message[:MAX_MESSAGE]!r}" if message else f"{fraction:.2f}"
+
+    @property
+    def log_fields(self) -> dict[str, Any]:
+        """What a line about it carries that is not written in its own context: trace_id, where it is traced."""
+        return {} if self.trace is None else {"trace_id": self.trace.trace_id}
 
     def is_to_end(self) -> bool:
         """Whether it is to end, for whatever cause."""

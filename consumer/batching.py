@@ -15,6 +15,7 @@ from consumer.context import AsyncBatchContext, AsyncContext, Reporting, ThreadB
 from consumer.execution.threads import Threads
 from consumer.invocation import arguments_of, outcome_of, raised
 from consumer.registry import RegisteredHandler
+from consumer.tracing import batch_trace
 from headrace.handler_values import InputRefused, matched
 from headrace_core.settings.queues import QueueSettings
 from headrace_core.tasks.outcome import Outcome
@@ -129,14 +130,19 @@ class Batcher:
     def _call(self, batch: _Batch) -> Awaitable[Any]:
         contexts = [member.context for member in batch.members]
         inputs = [member.input for member in batch.members]
+        trace = batch_trace([member.attempt.trace for member in batch.members], self._handler.kind)
         if self._is_async:
             batch.cancelled = asyncio.Event()
             context: Any = AsyncBatchContext(contexts, batch.cancelled)
-            batch.call = asyncio.ensure_future(self._function(context, inputs))
+            within = None if trace is None else trace.context
+            batch.call = asyncio.get_running_loop().create_task(self._function(context, inputs), context=within)
         else:
             batch.cancelled = threading.Event()
             context = ThreadBatchContext(contexts, batch.cancelled)
-            batch.call = self._threads.submit(functools.partial(self._function, context, inputs))
+            call = functools.partial(self._function, context, inputs)
+            batch.call = self._threads.submit(call if trace is None else functools.partial(trace.context.run, call))
+        if trace is not None:
+            batch.call.add_done_callback(trace.ended)
         if all(member.attempt.asked for member in batch.members):
             batch.cancelled.set()
         return batch.call

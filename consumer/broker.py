@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Sequence
 
 from consumer.dead_letters import DeadLetterFeed, MalformedMessages
@@ -11,7 +13,8 @@ from headrace_core.bus.publisher import OutgoingMessage, Publisher
 from headrace_core.bus.wakes import WakePublisher
 from headrace_core.db.pool import Database
 from headrace_core.tasks.model import Publication, Wake
-from headrace_core.telemetry import metrics
+from headrace_core.telemetry import metrics, tracing
+from headrace_core.telemetry.publications import note_publications
 
 
 class BrokerSide:
@@ -31,10 +34,14 @@ class BrokerSide:
             OutgoingMessage(self.names.task_subject(item.subject_suffix), item.body, item.message_id)
             for item in publications
         ]
+        began = time.time()
         results = await self.publisher.publish(messages)
-        for item, result in zip(publications, results, strict=True):
-            if result.accepted:
-                metrics.published_total.labels(item.subject_suffix.rpartition(".")[2]).inc()
+        if tracing.spans is not None:
+            note_publications(tracing.spans, publications, results, began)
+        metrics.publish_batch_size.observe(len(publications))
+        stored = [item for item, result in zip(publications, results, strict=True) if result.accepted]
+        for level, number in Counter(item.subject_suffix.rpartition(".")[2] for item in stored).items():
+            metrics.published_total.labels(level).inc(number)
 
     async def wake(self, wakes: Sequence[Wake]) -> None:
         """Send live hints: the latest number of each task is enough."""

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from consumer.attempt import Attempt
+from consumer.unit_facts import facts_of
 from headrace.handler_values import checkpoint_text
 from headrace_core.tasks.model import ClaimedUnit, Lease
 from headrace_core.telemetry import logs
@@ -79,11 +80,8 @@ class Facts:
 
     @functools.cached_property
     def log(self) -> Any:
-        """A logger that carries the task, the unit and the attempt."""
-        unit = self._unit
-        return logs.get(f"handler.{unit.kind}").bind(
-            task=self.task_id, unit=unit.lease.unit_id.unit, attempt=unit.attempt
-        )
+        """A logger that carries what the unit is."""
+        return logs.get(f"handler.{self._unit.kind}").bind(**facts_of(self._unit))
 
     def count(self, name: str, amount: float = 1) -> None:
         """Raise the usage counter `name`."""

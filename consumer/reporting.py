@@ -156,6 +156,7 @@ class Reporter:
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
             if not held:
+                metrics.fenced_total.inc()
                 self._on_lost([lease])
                 raise LeaseLost(f"task {lease.unit_id.task_id}: the lease with epoch {lease.epoch} was lost")
             return True
@@ -224,8 +225,15 @@ class Reporter:
             for item in reports:
                 await self._write([item])
             return
-        task = str(reports[0].lease.unit_id.task_id)
-        log.error("a report cannot be stored", action="report.rejected", task=task, sqlstate=error.sqlstate)
+        lease = reports[0].lease
+        log.error(
+            "a report cannot be stored",
+            action="report.rejected",
+            task=str(lease.unit_id.task_id),
+            unit=lease.unit_id.unit,
+            epoch=lease.epoch,
+            sqlstate=error.sqlstate,
+        )
         self._note_written(reports)
 
     def _note_written(self, reports: list[Report]) -> None:

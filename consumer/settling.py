@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from consumer.attempt import Attempt
+from consumer.tracing import settled
+from consumer.unit_facts import facts_of
 from headrace_core.db.errors import DataRejected
 from headrace_core.db.pool import Database
 from headrace_core.errors import DatabaseUnavailable
@@ -15,7 +17,7 @@ from headrace_core.runtime.pace import Pace
 from headrace_core.tasks.model import Complete, Fail, Plan, Settled, Settlement, Settlements
 from headrace_core.tasks.outcome import error_json
 from headrace_core.tasks.settle import settle
-from headrace_core.telemetry import logs, metrics
+from headrace_core.telemetry import logs, metrics, tracing
 
 MAX_BATCH = 500
 # One statement carries the results of a batch: 300 of 1 MiB take longer than it may, and would be tried for ever.
@@ -104,8 +106,10 @@ class Settler:
         except DataRejected as error:
             await self._settle_apart(batch, error)
             return
+        if tracing.spans is not None:
+            settlements = settled([(item.attempt.trace, item.settlement) for item in batch], settlements)
         self._on_settled(settlements)
-        _count([item.settlement for item in batch], settlements.answers)
+        _count(batch, settlements.answers)
         for item in batch:
             item.answered = True
         answers = zip(batch, settlements.answers, strict=True)
@@ -122,8 +126,9 @@ class Settler:
         log.error(
             "a settlement was refused by Postgres",
             action="settle.rejected",
-            task=str(item.settlement.lease.unit_id.task_id),
             sqlstate=error.sqlstate,
+            **facts_of(item.attempt.unit),
+            **item.attempt.log_fields,
         )
         if isinstance(item.settlement, Fail):
             raise error  # nothing of it is the user's: a defect of ours
@@ -162,11 +167,15 @@ def refused(settlement: Settlement, error: DataRejected) -> Fail:
     return Fail(settlement.lease, "failure", "NON_RETRYABLE", error_json("NON_RETRYABLE", "DataRejected", str(error)))
 
 
-def _count(settlements: Sequence[Settlement], answers: Sequence[Settled]) -> None:
+def _count(batch: Sequence[_Waiting], answers: Sequence[Settled]) -> None:
+    metrics.settle_batch_size.observe(len(batch))
+    ran: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+    for item in batch:
+        ran[item.attempt.unit.queue, item.attempt.outcome].append(item.attempt.ended_at - item.attempt.started_at)
+    for labels, seconds in ran.items():
+        metrics.run_seconds.labels(*labels).observe_many(seconds)
     applied = Counter(
-        type(settlement).__name__.lower()
-        for settlement, answer in zip(settlements, answers, strict=True)
-        if answer.applied
+        type(item.settlement).__name__.lower() for item, answer in zip(batch, answers, strict=True) if answer.applied
     )
     for name, number in applied.items():
         metrics.settled_total.labels(name).inc(number)

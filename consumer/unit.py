@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import random
+import time
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import get_args
 from uuid import UUID
@@ -16,6 +17,8 @@ from consumer.lease import LeaseKeeper
 from consumer.registry import Registry
 from consumer.reporting import Reporter
 from consumer.settling import Settler
+from consumer.tracing import attempt_trace
+from consumer.unit_facts import facts_of
 from headrace_core.bus.puller import Message, acknowledge
 from headrace_core.db.pool import Database
 from headrace_core.errors import DatabaseUnavailable
@@ -23,7 +26,8 @@ from headrace_core.settings.queues import QueueSettings
 from headrace_core.tasks.model import ClaimedUnit, Lease, Settled, UnitId
 from headrace_core.tasks.outcome import Interrupted, Outcome, Raised, decide
 from headrace_core.tasks.parts import PartsTooLarge, merge_input
-from headrace_core.telemetry import logs, metrics
+from headrace_core.telemetry import logs, metrics, tracing
+from headrace_core.telemetry.subject import about
 
 MAX_STUCK = 8
 """Handlers that would not end, at which the consumer drains and exits."""
@@ -37,6 +41,9 @@ log = logs.get(__name__)
 
 class TooManyStuckHandlers(Exception):
     """Threads cannot be killed; only a new process frees their places."""
+
+    has_no_data = True
+    """Its text is ours alone, so the log may show it."""
 
 
 class Units:
@@ -96,7 +103,7 @@ class Units:
         for lease in leases:
             attempt = self._attempts.get(lease.unit_id)
             if attempt is not None and attempt.unit.lease == lease and not attempt.settling:
-                log.info("lease lost", action="lease.lost", task=str(lease.unit_id.task_id), unit=lease.unit_id.unit)
+                log.info("lease lost", action="lease.lost", **facts_of(attempt.unit), **attempt.log_fields)
                 attempt.end(Cause.FENCED)
 
     def cancelled(self, task_ids: Iterable[UUID]) -> None:
@@ -145,6 +152,8 @@ class Units:
         """Run a claimed unit in the background; its slot comes back when its handler has ended."""
         attempt = Attempt(unit, self._registry.handlers[unit.kind], message)
         attempt.on_given_up = functools.partial(self._give_up, attempt)
+        if tracing.spans is not None:
+            attempt.trace = attempt_trace(unit, "postgres" if message is None else "broker")
         self._attempts[unit.lease.unit_id] = attempt
         self._leases.hold(unit)
         if self._draining:
@@ -152,6 +161,7 @@ class Units:
         self._spawn(attempt, self._live(attempt, slots))
 
     async def _live(self, attempt: Attempt, slots: Slots) -> None:
+        about(functools.partial(facts_of, attempt.unit))
         try:
             outcome = await self._run(attempt)
         finally:
@@ -165,17 +175,23 @@ class Units:
         self._spawn(attempt, self._conclude(attempt, ended_by(attempt)))
 
     def _spawn(self, attempt: Attempt, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work, name="unit")
+        task = asyncio.get_running_loop().create_task(
+            work, name="unit", context=None if attempt.trace is None else attempt.trace.context
+        )
         self._tasks.add(task)
         task.add_done_callback(functools.partial(self._ended, attempt))
 
     async def _conclude(self, attempt: Attempt, outcome: Outcome | None) -> None:
+        if attempt.trace is not None:
+            attempt.trace.ended(outcome)
         if outcome is None:
             _LOST.inc()
             self._reporter.forget(attempt.unit.lease)
             self._forget([attempt])
             return
+        attempt.ended_at = time.monotonic()
         _ENDED[type(outcome)].inc()
+        attempt.outcome = type(outcome).__name__.lower()
         await self._record(attempt, outcome)
 
     async def settled(self, answers: Sequence[tuple[Attempt, Settled]]) -> None:
@@ -198,7 +214,7 @@ class Units:
             return Raised(type(error).__name__, str(error), retryable=False)
         except Exception as error:
             # A defect of ours, not of the handler, whose exceptions are outcomes. It must not loop without an end.
-            log.exception("an attempt failed outside its handler", action="unit.defect", kind=attempt.unit.kind)
+            log.exception("an attempt failed outside its handler", action="unit.defect")
             return Raised(type(error).__name__, f"inside the consumer: {error}")
 
     async def _fetch_parts(self, attempt: Attempt) -> None:
@@ -224,8 +240,7 @@ class Units:
 
     def _note_stuck(self, attempt: Attempt) -> None:
         self._stuck += 1
-        unit = attempt.unit
-        log.error("a handler does not end", action="unit.stuck", kind=unit.kind, task=str(unit.lease.unit_id.task_id))
+        log.error("a handler does not end", action="unit.stuck", **facts_of(attempt.unit), **attempt.log_fields)
         if self._stuck >= MAX_STUCK:
             self._too_many_stuck.set()
 
@@ -237,7 +252,8 @@ class Units:
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
         if error is not None:
-            log.error("a unit was not settled; its lease runs out", action="unit.failed", exc_info=error)
+            facts = facts_of(attempt.unit) | attempt.log_fields
+            log.error("a unit was not settled; its lease runs out", action="unit.failed", exc_info=error, **facts)
         if task.cancelled() or error is not None:
             self._forget([attempt])
 
@@ -247,6 +263,8 @@ class Units:
         for attempt in attempts:
             if self._attempts.get(attempt.unit.lease.unit_id) is attempt:
                 del self._attempts[attempt.unit.lease.unit_id]
+            if attempt.trace is not None:
+                attempt.trace.close()
         self._changed.set()
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from headrace.handlers import TaskContext as TaskContext
     from headrace.handlers import handler as handler
     from headrace.sync import SyncClient as SyncClient
+    from headrace.tls import Tls as Tls
 
 _HOME = {
     "Client": "headrace.client",
@@ -31,6 +32,7 @@ _HOME = {
     "SyncClient": "headrace.sync",
     "SyncTaskContext": "headrace.handlers",
     "TaskContext": "headrace.handlers",
+    "Tls": "headrace.tls",
     "handler": "headrace.handlers",
 }
 
@@ -43,6 +45,7 @@ __all__ = [
     "SyncClient",
     "SyncTaskContext",
     "TaskContext",
+    "Tls",
     "__version__",
     "errors",
     "handler",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import uuid
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
@@ -12,6 +13,7 @@ from typing import Literal, Self, TypeAlias, TypedDict, Unpack, overload
 import grpc
 
 from headrace.administration import DeadLetters, Queues
+from headrace.bearer import Bearer, Token
 from headrace.config import (
     DEFAULT_NAMESPACE,
     DEFAULT_PRODUCER,
@@ -21,6 +23,7 @@ from headrace.config import (
     STATUS_VARIABLE,
     ClientConfig,
     address,
+    chosen_tls,
 )
 from headrace.errors import HeadraceError, InvalidFieldsError, SubmitManyError, UnavailableError, Violation
 from headrace.payload import Payload
@@ -35,6 +38,8 @@ from headrace.submit import (
     repeat_until_answered,
     unknown_outcome,
 )
+from headrace.tls import Tls
+from headrace.tracing import submitting
 from headrace.v1 import producer_pb2, producer_pb2_grpc, task_pb2
 
 Tasks: TypeAlias = list[task_pb2.Task]
@@ -69,13 +74,22 @@ class Client(Reader):
         timeout: float = DEFAULT_TIMEOUT,
         silence_timeout: float = 45.0,
         reconnect_timeout: float = 120.0,
+        tls: Tls | bool | None = None,
+        token: Token | None = None,
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         """Addresses are host:port. None: the environment's HEADRACE_PRODUCER_ADDRESS and HEADRACE_STATUS_ADDRESS, else
         127.0.0.1:50051 and 127.0.0.1:50052.
 
         Times are seconds: `timeout` for each call, `silence_timeout` for a watch that hears not even heartbeats,
-        `reconnect_timeout` for a watch that cannot reach the server. Without `credentials` nothing is encrypted.
+        `reconnect_timeout` for a watch that cannot reach the server.
+
+        `tls`: a Tls, True (the system's authorities) or False; None: as the environment says (HEADRACE_TLS,
+        HEADRACE_TLS_CA_FILE, HEADRACE_CLIENT_CERT_FILE, HEADRACE_CLIENT_KEY_FILE), else no encryption. `credentials`,
+        gRPC's own, take its place. `token`: a text, or a function that is called for each call and must not wait; None:
+        HEADRACE_TOKEN, or what HEADRACE_TOKEN_FILE has at each call, else none is sent.
+
+        Raises ValueError for files that cannot be used, and for a token that would go unencrypted to another machine.
         """
         config = ClientConfig(
             producer=address(producer, PRODUCER_VARIABLE, DEFAULT_PRODUCER),
@@ -84,9 +98,12 @@ class Client(Reader):
             timeout=timeout,
             silence_timeout=silence_timeout,
             reconnect_timeout=reconnect_timeout,
+            tls=chosen_tls(tls) if credentials is None else None,
+            bearer=Bearer.of(token, os.environ),
         )
-        super().__init__(Connection("status service", config.status, credentials), config)
-        self._producer = Connection("producer", config.producer, credentials)
+        security = credentials or config.tls
+        super().__init__(Connection("status service", config.status, security, config.bearer), config)
+        self._producer = Connection("producer", config.producer, security, config.bearer)
         self.dead_letters = DeadLetters(self._producer, config)
         self.queues = Queues(self._producer, config)
 
@@ -165,10 +182,11 @@ class Client(Reader):
             max_attempts=max_attempts,
         )
         try:
-            response = await repeat_until_answered(
-                lambda seconds: self._producer.ask(self._stub.SubmitTask, request, seconds),
-                timeout or self.config.timeout,
-            )
+            with submitting(kind, self.config.namespace):
+                response = await repeat_until_answered(
+                    lambda seconds: self._producer.ask(self._stub.SubmitTask, request, seconds),
+                    timeout or self.config.timeout,
+                )
         except UnavailableError as error:
             raise unknown_outcome(error, request.idempotency_key) from error
         return response.task
@@ -213,7 +231,9 @@ class Client(Reader):
             lambda request, seconds: self._producer.ask(self._stub.SubmitTasks, request, seconds),
             timeout or self.config.timeout,
         )
-        outcomes = await many.run(items, lambda item: self._as_request(item, kind, options))
+        with submitting(kind or "", self.config.namespace) as note_count:
+            outcomes = await many.run(items, lambda item: self._as_request(item, kind, options))
+            note_count(len(outcomes))
         if not return_errors and any(isinstance(outcome, HeadraceError) for outcome in outcomes):
             raise SubmitManyError(outcomes)
         return outcomes

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
+
+from headrace.bearer import Bearer
+from headrace.tls import Tls
 
 PRODUCER_VARIABLE = "HEADRACE_PRODUCER_ADDRESS"
 STATUS_VARIABLE = "HEADRACE_STATUS_ADDRESS"
@@ -37,6 +40,10 @@ class ClientConfig:
     """A watch that hears nothing for so long connects again. The server sends a heartbeat every 15 s."""
     reconnect_timeout: float = 120.0
     """A watch that could not reach the server for so long gives up."""
+    tls: Tls | None = None
+    """How connections are secured; None: not at all, or by credentials that the caller gave."""
+    bearer: Bearer | None = field(default=None, repr=False)
+    """Sends the token with each call; None: there is none."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for an empty address or a time that is not above zero."""
@@ -53,6 +60,16 @@ def address(given: str | None, variable: str, default: str, environ: Mapping[str
     if given is not None:
         return given
     return (os.environ if environ is None else environ).get(variable) or default
+
+
+def chosen_tls(given: Tls | bool | None) -> Tls | None:
+    """Return `given`, else what the environment says; True: the system's authorities, False: no TLS.
+
+    Raises ValueError.
+    """
+    if isinstance(given, bool):
+        return Tls() if given else None
+    return Tls.from_environment(os.environ) if given is None else given
 
 
 def channel_options() -> list[tuple[str, str | int]]:

@@ -7,27 +7,15 @@ reason that this version does not know becomes the class of its status code, so 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.message import DecodeError
-from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
+from headrace.error_details import Details, trailing_details
+from headrace.error_details import Violation as Violation  # noqa: PLC0414 - it belongs to the errors
 from headrace.reasons import reason_name
 from headrace.v1 import task_pb2
-
-DOMAIN = "headrace"
-DETAILS_KEY = "grpc-status-details-bin"
-
-
-@dataclass(frozen=True, slots=True)
-class Violation:
-    """One field of a request that breaks a documented limit."""
-
-    field: str
-    description: str
 
 
 class HeadraceError(Exception):
@@ -111,6 +99,12 @@ class UnknownQueueError(NotFoundError):
     default_reason = "UNKNOWN_QUEUE"
 
 
+class UnknownNamespaceError(NotFoundError):
+    """The server knows declared namespaces only, and this is none of them."""
+
+    default_reason = "UNKNOWN_NAMESPACE"
+
+
 class TaskNotFoundError(NotFoundError):
     """No task has this id, or retention has removed it."""
 
@@ -172,6 +166,12 @@ class DeadLettersFullError(LimitReachedError):
     default_reason = "DEAD_LETTERS_FULL"
 
 
+class QuotaExceededError(LimitReachedError):
+    """A quota of the namespace is used up; the message says which."""
+
+    default_reason = "QUOTA_EXCEEDED"
+
+
 class ServerLimitError(LimitReachedError):
     """The server has too many streams or requests open."""
 
@@ -200,6 +200,32 @@ class CallTimeoutError(UnavailableError):
     """No answer within the call's timeout. Of a change the outcome is unknown."""
 
     default_code = grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+class KeysUnavailableError(UnavailableError):
+    """The server could not fetch the keys that it verifies tokens with."""
+
+    default_reason = "KEYS_UNAVAILABLE"
+
+
+class GrantsChangedError(UnavailableError):
+    """What the caller may see has become less while a stream was open: connect again."""
+
+    default_reason = "GRANTS_CHANGED"
+
+
+class UnauthenticatedError(HeadraceError):
+    """The call had no credentials, or none that the server accepts: check the token."""
+
+    default_reason = "UNAUTHENTICATED"
+    default_code = grpc.StatusCode.UNAUTHENTICATED
+
+
+class PermissionDeniedError(HeadraceError):
+    """The server knows who calls, and the role for this is missing."""
+
+    default_reason = "PERMISSION_DENIED"
+    default_code = grpc.StatusCode.PERMISSION_DENIED
 
 
 class InternalError(HeadraceError):
@@ -275,6 +301,12 @@ _BY_REASON: dict[str, type[HeadraceError]] = {
         DatabaseUnavailableError,
         DrainingError,
         InternalError,
+        UnauthenticatedError,
+        PermissionDeniedError,
+        UnknownNamespaceError,
+        QuotaExceededError,
+        KeysUnavailableError,
+        GrantsChangedError,
     )
 }
 
@@ -287,6 +319,8 @@ _BY_CODE: dict[grpc.StatusCode, type[HeadraceError]] = {
     grpc.StatusCode.ABORTED: RefusedByStateError,
     grpc.StatusCode.RESOURCE_EXHAUSTED: LimitReachedError,
     grpc.StatusCode.UNAVAILABLE: UnavailableError,
+    grpc.StatusCode.UNAUTHENTICATED: UnauthenticatedError,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDeniedError,
     # gRPC's own refusal of a burst, and of a server that stops: our own cancellations never get here.
     grpc.StatusCode.CANCELLED: UnavailableError,
     grpc.StatusCode.DEADLINE_EXCEEDED: CallTimeoutError,
@@ -306,14 +340,19 @@ def task_ended(task: task_pb2.Task) -> TaskEndedError:
     return _BY_STATE.get(task.state, TaskEndedError)(task)
 
 
-def from_status(code: int, message: str, details: Iterable[AnyMessage], *, where: str = "") -> HeadraceError:
-    """Rebuild an error from a google.rpc code, text and details. `where` names the server, for unreachable ones."""
+def from_status(
+    code: int, message: str, details: Iterable[AnyMessage], *, where: str = "", hint: str = ""
+) -> HeadraceError:
+    """Rebuild an error from a google.rpc code, text and details.
+
+    `where` names the server, for unreachable ones; `hint` is what to look at, for those that say no more themselves.
+    """
     status = _CODES.get(code, grpc.StatusCode.UNKNOWN)
-    found = _Details.read(details)
+    found = Details.read(details)
     kind = _BY_REASON.get(found.reason) or _BY_CODE.get(status, HeadraceError)
     text = message or status.name
     if where and not found.reason and issubclass(kind, UnavailableError):
-        text = f"{where} did not answer: {text}"
+        text = f"{where} did not answer: {f'{hint}: ' if hint else ''}{text}"
     return kind(
         text,
         reason=found.reason or None,
@@ -323,44 +362,10 @@ def from_status(code: int, message: str, details: Iterable[AnyMessage], *, where
     )
 
 
-def from_rpc_error(error: grpc.aio.AioRpcError, *, where: str = "") -> HeadraceError:
-    """Rebuild an error from a failed call."""
-    return from_status(error.code().value[0], error.details() or "", _trailing_details(error), where=where)
-
-
-@dataclass(frozen=True, slots=True)
-class _Details:
-    reason: str
-    violations: tuple[Violation, ...]
-    retry_after: float | None
-
-    @classmethod
-    def read(cls, details: Iterable[AnyMessage]) -> _Details:
-        reason, violations, retry_after = "", [], None
-        info, request, retry = (
-            error_details_pb2.ErrorInfo(),
-            error_details_pb2.BadRequest(),
-            error_details_pb2.RetryInfo(),
-        )
-        for detail in details:
-            if detail.Unpack(info) and info.domain == DOMAIN:
-                reason = info.reason
-            elif detail.Unpack(request):
-                violations = [Violation(one.field, one.description) for one in request.field_violations]
-            elif detail.Unpack(retry):
-                retry_after = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
-        return cls(reason, tuple(violations), retry_after)
-
-
-def _trailing_details(error: grpc.aio.AioRpcError) -> Sequence[AnyMessage]:
-    for key, value in error.trailing_metadata() or ():
-        if key == DETAILS_KEY and isinstance(value, bytes):
-            try:
-                details: Sequence[AnyMessage] = status_pb2.Status.FromString(value).details
-            except DecodeError:
-                return ()  # not ours: the status code still tells the class
-            return details
-    return ()
+def from_rpc_error(error: grpc.aio.AioRpcError, *, where: str = "", hint: str = "") -> HeadraceError:
+    """Rebuild an error from a failed call; arguments as `from_status`."""
+    code, text = error.code().value[0], error.details() or ""
+    return from_status(code, text, trailing_details(error), where=where, hint=hint)
 
 
 def _ending(task: task_pb2.Task) -> str:

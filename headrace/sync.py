@@ -17,9 +17,11 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 import grpc
 
 from headrace.administration import DeadLetters, Queues
+from headrace.bearer import Token
 from headrace.client import Client
 from headrace.config import DEFAULT_NAMESPACE, DEFAULT_TIMEOUT
 from headrace.errors import ClientClosedError
+from headrace.tls import Tls
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -175,6 +177,8 @@ class SyncClient(_Blocking):
         timeout: float = DEFAULT_TIMEOUT,
         silence_timeout: float = 45.0,
         reconnect_timeout: float = 120.0,
+        tls: Tls | bool | None = None,
+        token: Token | None = None,
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         """Arguments as `headrace.Client`."""
@@ -185,6 +189,8 @@ class SyncClient(_Blocking):
             timeout=timeout,
             silence_timeout=silence_timeout,
             reconnect_timeout=reconnect_timeout,
+            tls=tls,
+            token=token,
             credentials=credentials,
         )
         self._thread = _LoopThread()

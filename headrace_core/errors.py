@@ -182,3 +182,48 @@ class PageTokenInvalid(DomainError):
 
     code = grpc.StatusCode.INVALID_ARGUMENT
     reason = "PAGE_TOKEN_INVALID"
+
+
+class Unauthenticated(DomainError):
+    """No credentials, or none that are accepted. The message never repeats them."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+    reason = "UNAUTHENTICATED"
+
+
+class PermissionDenied(DomainError):
+    """Whoever calls is known and lacks the role. Give `metadata` the role."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
+    reason = "PERMISSION_DENIED"
+
+
+class UnknownNamespace(DomainError):
+    """Namespaces are declared, and this is none of them. Give `metadata` the namespace."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    reason = "UNKNOWN_NAMESPACE"
+
+
+class QuotaExceeded(DomainError):
+    """A quota of a namespace is used up. Give `metadata` the namespace, the quota and its limit."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "QUOTA_EXCEEDED"
+    default_retry_after = 1.0
+
+
+class KeysUnavailable(DomainError):
+    """The keys that tokens are verified with could not be fetched yet. The token may be good."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "KEYS_UNAVAILABLE"
+    default_retry_after = 1.0
+
+
+class GrantsChanged(DomainError):
+    """The caller of an open stream may see less than when it began; connect again and resume."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "GRANTS_CHANGED"
+    default_retry_after = 0.1

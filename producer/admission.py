@@ -8,6 +8,7 @@ from headrace_core.errors import InvalidFields
 from headrace_core.tasks.model import NewTask
 from producer.ids import TaskIds
 from producer.known_kinds import KnownKinds
+from producer.namespaces import Namespaces
 from producer.queue_loads import QueueLoads
 from producer.validation import SubmitRequest, time_violations
 
@@ -15,8 +16,9 @@ from producer.validation import SubmitRequest, time_violations
 class Admission:
     """Turns a valid request into a task to be committed."""
 
-    def __init__(self, kinds: KnownKinds, loads: QueueLoads) -> None:
+    def __init__(self, kinds: KnownKinds, loads: QueueLoads, namespaces: Namespaces) -> None:
         self._kinds = kinds
+        self._namespaces = namespaces
         self._loads = loads
         self._ids = TaskIds()
 
@@ -26,6 +28,7 @@ class Admission:
         Raises:
             InvalidFields: its times have passed, or lie too far ahead.
             UnknownKind, UnknownQueue, PayloadMismatch, BacklogFull, DeadLettersFull: as the names say.
+            UnknownNamespace, QuotaExceeded: as the names say.
             DatabaseUnavailable: what it names is not known here, and Postgres does not answer.
         """
         if violations := time_violations(request.run_at, request.deadline, now):
@@ -34,6 +37,8 @@ class Admission:
         queue = request.queue or kind.queue
         limits = await self._loads.admit(queue)
         kind.check(request.value)
+        # The last check, because it takes a place in the namespace's rate.
+        self._namespaces.admit(request.namespace)
         return NewTask(
             id=self._ids.next(),
             namespace=request.namespace,

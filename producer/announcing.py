@@ -57,5 +57,7 @@ class Announcer:
             self._wakes.clear()
             if cancelled:
                 await publish_cancel(self._bus, self._names, cancelled)
+            dropped = publisher.dropped
             await publisher.publish(wakes)
-            metrics.wakes_published_total.inc(len(wakes))
+            metrics.wakes_dropped_total.inc(publisher.dropped - dropped)
+            metrics.wakes_published_total.inc(len(wakes) - (publisher.dropped - dropped))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from headrace.v1 import dead_letter_pb2_grpc, producer_pb2_grpc, queue_pb2_grpc
+from headrace_core.access.gate import Gate
+from headrace_core.bus.access import Access
 from headrace_core.bus.connection import Bus
 from headrace_core.bus.declaration import StreamNames
 from headrace_core.db.pool import Database
@@ -16,10 +18,13 @@ from headrace_core.settings.errors import SettingsError
 from headrace_core.tasks import queues
 from headrace_core.tasks.figures import Figures
 from headrace_core.telemetry import logs
+from headrace_core.tls.certificates import Certificates
 from producer.admission import Admission
 from producer.announcing import Announcer
+from producer.auditing import DeniedActions
 from producer.dead_letters import DeadLetterServicer
 from producer.known_kinds import KnownKinds
+from producer.namespaces import Namespaces
 from producer.publishing import TaskPublisher
 from producer.queue_loads import QueueLoads
 from producer.queues import QueueServicer
@@ -47,9 +52,12 @@ class ProducerService:
         self._settings = settings
         self._supervisor = Supervisor()
         self._grpc_address: str | None = None
+        self._gate = Gate.of(settings, [settings.listen])
         names = StreamNames(settings.stream_prefix, settings.subject_prefix)
         self._db = Database(settings.database_url, max_size=POOL_SIZE)
-        self._bus = Bus(settings.nats_url, name="producer") if settings.broker == "nats" else None
+        self._namespaces = Namespaces.of(self._db, settings)
+        access = Access.of(settings, "producer")
+        self._bus = Bus(settings.nats_url, name="producer", access=access) if settings.broker == "nats" else None
         self._kinds = KnownKinds(self._db)
         self._figures = Figures(lambda: queues.read_figures(self._db))
         self._loads = QueueLoads(self._db)
@@ -93,6 +101,10 @@ class ProducerService:
             await self._bus.connect()
         self._supervisor.spawn("kinds", self._kinds.keep_fresh)
         self._supervisor.spawn("queue-loads", self._loads.keep_fresh)
+        self._supervisor.spawn("namespaces", self._namespaces.keep_fresh)
+        if self._gate is not None:
+            self._gate.denied = DeniedActions(self._db).note
+            self._supervisor.spawn("access", self._gate.run)
         self._relay.start(self._supervisor)
         self._supervisor.spawn("retention", self._retention.run)
         self._grpc_address = await self._server.start()
@@ -109,6 +121,8 @@ class ProducerService:
         await self._server.stop(0)
         await self._commits.close()
         await self._supervisor.stop()
+        if self._gate is not None:
+            await self._gate.close()
         await self._publisher.close()
         await self._relay.close()
         await self._figures.close()
@@ -140,9 +154,16 @@ class ProducerService:
             raise SettingsError("the database has no schema of Headrace; run: headrace db migrate")
 
     def _build_server(self, redrive: Redrive) -> GrpcServer:
-        age = ConnectionAge.of(self._settings)
-        server = GrpcServer(self._settings.listen, name="producer", problems=self.problems, age=age)
-        submission = Submission(self._db, Admission(self._kinds, self._loads), self._commits)
+        server = GrpcServer(
+            self._settings.listen,
+            name="producer",
+            problems=self.problems,
+            age=ConnectionAge.of(self._settings),
+            certificates=Certificates.of(self._settings),
+            gate=self._gate,
+        )
+        admission = Admission(self._kinds, self._loads, self._namespaces)
+        submission = Submission(self._db, admission, self._commits, self._namespaces)
         server.add(
             producer_pb2_grpc.add_ProducerServiceServicer_to_server,
             ProducerServicer(self._db, submission, self._announcer),

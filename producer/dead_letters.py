@@ -13,13 +13,18 @@ import grpc
 from headrace import json_text
 from headrace.v1 import dead_letter_pb2 as pb
 from headrace.v1 import dead_letter_pb2_grpc, error_pb2, task_pb2
+from headrace_core.access.identity import Identity, Roles
+from headrace_core.access.table import OPERATORS, READERS
 from headrace_core.db.pool import Database
 from headrace_core.errors import InvalidFields, Violation
+from headrace_core.rpc.caller import identity_of
 from headrace_core.rpc.convert import attempt_message, error_message, reason_number, task_message, timestamp
 from headrace_core.tasks import dead_letters
+from headrace_core.tasks.audit import recorded
 from headrace_core.tasks.dead_letters import DeadLetter, Filter
 from producer import page_tokens
 from producer.arguments import answered_within, future_time, is_uuid
+from producer.auditing import action_of
 from producer.redrive import Redrive
 from producer.validation import moment, timestamp_violation
 
@@ -49,7 +54,9 @@ class DeadLetterServicer(dead_letter_pb2_grpc.DeadLetterServiceServicer):
         after = page_tokens.decode(request.page_token, _METHOD, request.filter)
         size = request.page_size or DEFAULT_PAGE
         async with answered_within(context):
-            letters = await dead_letters.list_letters(self._db, _filter(request.filter), size + 1, after)
+            letters = await dead_letters.list_letters(
+                self._db, _filter(request.filter, identity_of(context), READERS), size + 1, after
+            )
         response = pb.ListDeadLettersResponse(dead_letters=[_message(letter) for letter in letters[:size]])
         if len(letters) > size:
             last = letters[size - 1]
@@ -61,7 +68,7 @@ class DeadLetterServicer(dead_letter_pb2_grpc.DeadLetterServiceServicer):
     ) -> pb.GetDeadLetterResponse:
         _refuse(_id_violations("id", [request.id]))
         async with answered_within(context):
-            (letter,) = await self._redrive.find([request.id])
+            (letter,) = await self._redrive.find([request.id], identity_of(context))
             content, attempts = await dead_letters.read_content(self._db, letter)
         message = _message(letter)
         message.payload_json = content
@@ -74,8 +81,9 @@ class DeadLetterServicer(dead_letter_pb2_grpc.DeadLetterServiceServicer):
         _refuse([*_choice_violations(request), *_redrive_violations(request)])
         deadline = future_time("deadline", request.deadline) if request.HasField("deadline") else None
         payload = request.payload_json if request.HasField("payload_json") else None
-        async with answered_within(context):
-            chosen = await self._choose(request)
+        action = action_of("redrive", request, context)
+        async with answered_within(context), recorded(self._db, action):
+            chosen = await self._choose(request, identity_of(context))
             done = await self._redrive.redrive(
                 chosen,
                 rate=request.rate,
@@ -83,6 +91,7 @@ class DeadLetterServicer(dead_letter_pb2_grpc.DeadLetterServiceServicer):
                 payload=payload,
                 dry_run=request.dry_run,
                 strict=bool(request.ids),
+                action=action,
             )
         return pb.RedriveDeadLettersResponse(
             matched=len(chosen),
@@ -95,17 +104,18 @@ class DeadLetterServicer(dead_letter_pb2_grpc.DeadLetterServiceServicer):
         self, request: pb.DiscardDeadLettersRequest, context: Context
     ) -> pb.DiscardDeadLettersResponse:
         _refuse(_choice_violations(request))
-        async with answered_within(context):
-            chosen = await self._choose(request)
-            discarded = 0 if request.dry_run else await self._redrive.discard(chosen)
+        action = action_of("discard", request, context)
+        async with answered_within(context), recorded(self._db, action):
+            chosen = await self._choose(request, identity_of(context))
+            discarded = 0 if request.dry_run else await self._redrive.discard(chosen, action)
         return pb.DiscardDeadLettersResponse(matched=len(chosen), discarded=discarded)
 
     async def _choose(
-        self, request: pb.RedriveDeadLettersRequest | pb.DiscardDeadLettersRequest
+        self, request: pb.RedriveDeadLettersRequest | pb.DiscardDeadLettersRequest, identity: Identity
     ) -> list[dead_letters.Chosen]:
         if request.ids:
-            return await self._redrive.open_of(request.ids)
-        return await self._redrive.matching(_filter(request.filter))
+            return await self._redrive.open_of(request.ids, identity)
+        return await self._redrive.matching(_filter(request.filter, identity, OPERATORS))
 
 
 def _refuse(violations: Iterator[Violation] | Sequence[Violation]) -> None:
@@ -160,7 +170,10 @@ def _page_violations(request: pb.ListDeadLettersRequest) -> Iterator[Violation]:
         yield Violation("page_size", f"{request.page_size} is not within 1 to {MAX_PAGE} (0: {DEFAULT_PAGE})")
 
 
-def _filter(wanted: pb.DeadLetterFilter) -> Filter:
+def _filter(wanted: pb.DeadLetterFilter, identity: Identity, roles: Roles) -> Filter:
+    """For what somebody with these roles may reach. Raises PermissionDenied for a namespace of the caller's own."""
+    if wanted.namespace and identity.knows(wanted.namespace):
+        identity.require(roles, wanted.namespace)
     reason = error_pb2.Reason.Name(wanted.reason).removeprefix("REASON_") if wanted.reason else None
     return Filter(
         namespace=wanted.namespace or None,
@@ -169,6 +182,7 @@ def _filter(wanted: pb.DeadLetterFilter) -> Filter:
         reason=reason,
         failed_before=moment(wanted.failed_before) if wanted.HasField("failed_before") else None,
         include_resolved=wanted.include_resolved,
+        within=identity.reach(roles),
     )
 
 

@@ -96,8 +96,8 @@ class DeadMessages:
     async def _heed(self, message: Message) -> None:
         try:
             advisory = parse_advisory(message.body)
-        except ValueError as error:
-            _log.warning("an advisory could not be read", action="advisory_unreadable", error=str(error))
+        except ValueError:
+            _log.warning("an advisory could not be read", action="advisory_unreadable", size=len(message.body))
         else:
             await self._look_at(advisory)
         await message.ack()

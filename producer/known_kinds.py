@@ -116,7 +116,7 @@ class KnownKinds:
         try:
             return jsonschema_rs.validator_for(json.loads(row.schema))
         except ValueError as error:
-            _log.error("a registered schema is none", action="schema_invalid", kind=row.kind, error=str(error))
+            _log.error("a registered schema is none", action="schema_invalid", kind=row.kind, exc_info=error)
             return None
 
 

@@ -6,7 +6,7 @@ import base64
 import binascii
 import hashlib
 import json
-from datetime import datetime
+from datetime import UTC, datetime
 
 from google.protobuf.message import Message
 
@@ -27,10 +27,13 @@ def decode(token: str, method: str, wanted: Message) -> tuple[datetime, str] | N
         return None
     try:
         digest, created_at, last_id = json.loads(base64.urlsafe_b64decode(token[:MAX_TOKEN].encode()))
-        place = datetime.fromisoformat(created_at), str(last_id)
-    except (binascii.Error, ValueError, TypeError) as error:
+        moment, last = datetime.fromisoformat(created_at), str(last_id)
+        # The digest is no secret, so the place beside it may be anything: a time before the year 1 once in UTC, or half
+        # a surrogate pair, which no statement can carry.
+        place = moment.astimezone(UTC), last
+    except (binascii.Error, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise _invalid() from error
-    if digest != _digest(method, wanted) or place[0].tzinfo is None or "\0" in place[1]:
+    if digest != _digest(method, wanted) or moment.tzinfo is None or not last.isascii() or "\0" in last:
         raise _invalid()
     return place
 

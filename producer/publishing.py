@@ -7,7 +7,8 @@ finds it, and consumers, when the broker is down.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import time
+from collections import Counter, deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,7 +20,8 @@ from headrace_core.db.pool import Database
 from headrace_core.errors import DatabaseUnavailable
 from headrace_core.tasks.model import Publication
 from headrace_core.tasks.publication import mark_published
-from headrace_core.telemetry import logs, metrics
+from headrace_core.telemetry import logs, metrics, tracing
+from headrace_core.telemetry.publications import note_publications
 from producer.stream_identity import StreamIdentity
 
 MAX_QUEUED = 20_000
@@ -46,6 +48,13 @@ class _Stored(NamedTuple):
     """By the loop's clock."""
 
 
+class _Queued(NamedTuple):
+    """A publication that waits for its turn, and since when, by the loop's clock."""
+
+    publication: Publication
+    since: float
+
+
 class TaskPublisher:
     """Publishes units' ids. `publish_forever` and `mark_forever` are the work of two background tasks.
 
@@ -57,7 +66,7 @@ class TaskPublisher:
         self._bus = bus
         self._names = names
         self._publisher = Publisher(bus) if bus is not None else None
-        self._queued: deque[Publication] = deque()
+        self._queued: deque[_Queued] = deque()
         self.identity = StreamIdentity(db, bus, names.tasks) if bus is not None else None
         """Of the stream of tasks; None with `broker = "none"`."""
         self._unmarked: deque[_Stored] = deque(maxlen=MAX_UNMARKED)
@@ -80,7 +89,8 @@ class TaskPublisher:
         """Publish these soon. What finds no room, or no broker, is left to the sweep."""
         if not self.ready:
             return
-        self._queued.extend(publications[: max(self.room, 0)])
+        now = asyncio.get_running_loop().time()
+        self._queued.extend([_Queued(item, now) for item in publications[: max(self.room, 0)]])
         self._idle.clear()
         self._arrived.set()
 
@@ -119,17 +129,21 @@ class TaskPublisher:
             await self._mark(0.0)
             await self._publisher.close()
 
-    def _next_batch(self) -> list[Publication]:
+    def _next_batch(self) -> list[_Queued]:
         refused = set(self.full())
         taken = [self._queued.popleft() for _ in range(min(BATCH, len(self._queued)))]
-        return [item for item in taken if item.subject_suffix not in refused] if refused else taken
+        return [item for item in taken if item.publication.subject_suffix not in refused] if refused else taken
 
-    async def _publish(self, publisher: Publisher, batch: list[Publication]) -> None:
-        messages = [self._message(item) for item in batch]
+    async def _publish(self, publisher: Publisher, batch: list[_Queued]) -> None:
+        messages = [self._message(item.publication) for item in batch]
         sent_to = await self._known_incarnation()
+        began = time.time()
         results = await publisher.publish(messages)
+        if tracing.spans is not None:
+            note_publications(tracing.spans, [item.publication for item in batch], results, began)
         for item, result in zip(batch, results, strict=True):
-            self._note(item, result, sent_to)
+            self._note(item.publication, result, sent_to)
+        _count(batch, results)
         refused = [result for result in results if not result.accepted and result.outcome is not PublishOutcome.FULL]
         if refused:
             _log.warning(
@@ -167,7 +181,6 @@ class TaskPublisher:
             if sent_to is not None:
                 now = asyncio.get_running_loop().time()
                 self._unmarked.append(_Stored(item, result.sequence, sent_to, now))
-            metrics.published_total.labels(item.subject_suffix.rpartition(".")[2]).inc()
         elif result.outcome is PublishOutcome.FULL:
             self._full_until[item.subject_suffix] = asyncio.get_running_loop().time() + FULL_SECONDS
 
@@ -187,3 +200,13 @@ class TaskPublisher:
                 await mark_published(self._db, incarnation, same)
         except (BusError, DatabaseUnavailable) as error:
             _log.info("publications not noted", action="mark_failed", count=len(self._unmarked), error=error.message)
+
+
+def _count(batch: Sequence[_Queued], results: Sequence[PublishResult]) -> None:
+    now = asyncio.get_running_loop().time()
+    stored = [item for item, result in zip(batch, results, strict=True) if result.accepted]
+    metrics.publish_batch_size.observe(len(batch))
+    metrics.relay_lag_seconds.labels("queue").observe_many([now - item.since for item in stored])
+    levels = Counter(item.publication.subject_suffix.rpartition(".")[2] for item in stored)
+    for level, number in levels.items():
+        metrics.published_total.labels(level).inc(number)

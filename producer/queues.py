@@ -13,9 +13,11 @@ from headrace_core.db.pool import Database
 from headrace_core.errors import InvalidFields, UnknownQueue, Violation
 from headrace_core.rpc.queues import queue_message
 from headrace_core.tasks import queues
+from headrace_core.tasks.audit import Action, recorded
 from headrace_core.tasks.figures import Figures
 from producer.announcing import Announcer
 from producer.arguments import answered_within
+from producer.auditing import action_of
 from producer.queue_loads import QueueLoads
 from producer.relay import Relay
 
@@ -53,16 +55,20 @@ class QueueServicer(queue_pb2_grpc.QueueServiceServicer):
     async def PauseQueue(  # noqa: D102, N802
         self, request: pb.PauseQueueRequest, context: Context
     ) -> pb.PauseQueueResponse:
+        action = action_of("pause", request, context)
         async with answered_within(context):
-            await queues.pause(self._db, _name(request.name))
+            async with recorded(self._db, action):
+                await queues.pause(self._db, _name(request.name), action)
             await self._loads.refresh()
             return pb.PauseQueueResponse(queue=await self._look(request.name))
 
     async def ResumeQueue(  # noqa: D102, N802
         self, request: pb.ResumeQueueRequest, context: Context
     ) -> pb.ResumeQueueResponse:
+        action = action_of("resume", request, context)
         async with answered_within(context):
-            await queues.resume(self._db, _name(request.name))
+            async with recorded(self._db, action):
+                await queues.resume(self._db, _name(request.name), action)
             await self._loads.refresh()
             self._relay.nudge()
             return pb.ResumeQueueResponse(queue=await self._look(request.name))
@@ -70,14 +76,15 @@ class QueueServicer(queue_pb2_grpc.QueueServiceServicer):
     async def PurgeQueue(  # noqa: D102, N802
         self, request: pb.PurgeQueueRequest, context: Context
     ) -> pb.PurgeQueueResponse:
-        async with answered_within(context, LONGEST_PURGE):
+        action = action_of("purge", request, context)
+        async with answered_within(context, LONGEST_PURGE), recorded(self._db, action):
             await self._figures.of(_name(request.name))
-            return pb.PurgeQueueResponse(purged=await self._purge(request.name))
+            return pb.PurgeQueueResponse(purged=await self._purge(request.name, action))
 
     async def _look(self, name: str) -> pb.Queue:
         return queue_message(await self._figures.of(name, fresh=True))
 
-    async def _purge(self, name: str) -> int:
+    async def _purge(self, name: str, action: Action | None) -> int:
         """What was there when the call came. Each batch is a transaction of its own; a call that breaks off leaves the
         rest waiting, and can be repeated.
         """
@@ -86,9 +93,11 @@ class QueueServicer(queue_pb2_grpc.QueueServiceServicer):
         purged = 0
         last_look = False
         while True:
-            wakes = await queues.purge(self._db, name, before, last_look=last_look)
+            wakes = await queues.purge(self._db, name, before, last_look=last_look, action=action)
             self._announcer.wake(wakes)
             purged += len(wakes)
+            if action is not None:
+                action.done = purged
             if not wakes and last_look:
                 return purged
             last_look = not wakes

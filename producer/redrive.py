@@ -8,16 +8,20 @@ from datetime import datetime
 from uuid import UUID
 
 from headrace import json_text
+from headrace_core.access.identity import ANYONE, Identity, Roles
+from headrace_core.access.table import OPERATORS, READERS
 from headrace_core.db.pool import Database
 from headrace_core.errors import DeadLetterNotFound, DeadLetterResolved
 from headrace_core.tasks import dead_letters
+from headrace_core.tasks.audit import Action
 from headrace_core.tasks.dead_letters import Chosen, DeadLetter, Filter
 from headrace_core.tasks.model import TaskRecord
-from headrace_core.telemetry import logs
+from headrace_core.telemetry import logs, tracing
 from producer.announcing import Announcer
 from producer.arguments import is_uuid
 from producer.known_kinds import KnownKinds
 from producer.publishing import TaskPublisher
+from producer.tracing import redriving
 
 MAX_MATCHED = 10_000
 BATCH = 500
@@ -42,20 +46,25 @@ class Redrive:
         self._publisher = publisher
         self._announcer = announcer
 
-    async def find(self, ids: Sequence[str]) -> list[DeadLetter]:
-        """Entries by their ids or their tasks' (then the latest), each once. Raises DeadLetterNotFound."""
+    async def find(self, ids: Sequence[str], identity: Identity = ANYONE, roles: Roles = READERS) -> list[DeadLetter]:
+        """Entries by their ids or their tasks' (then the latest), each once, for somebody with these roles.
+
+        Raises DeadLetterNotFound, also for what a stranger has; PermissionDenied for what the caller may only look at.
+        """
         tasks = {text: UUID(text) for text in ids if is_uuid(text)}
         letters = [text for text in ids if text not in tasks]
         found = await dead_letters.find_letters(self._db, letters, list(tasks.values()))
         keys = [str(tasks[text]) if text in tasks else text for text in ids]
         for key in keys:
+            absent = DeadLetterNotFound(f"no dead letter has the id {key!r}", metadata={"id": key})
             if key not in found:
-                raise DeadLetterNotFound(f"no dead letter has the id {key!r}", metadata={"id": key})
+                raise absent
+            identity.require(roles, found[key].namespace, absent)
         return list({found[key].id: found[key] for key in keys}.values())
 
-    async def open_of(self, ids: Sequence[str]) -> list[Chosen]:
-        """The same, as what is to be redriven or discarded. Raises DeadLetterNotFound, DeadLetterResolved."""
-        letters = await self.find(ids)
+    async def open_of(self, ids: Sequence[str], identity: Identity = ANYONE) -> list[Chosen]:
+        """The same, as what is to be redriven or discarded. Raises as `find`, and DeadLetterResolved."""
+        letters = await self.find(ids, identity, OPERATORS)
         for letter in letters:
             if letter.resolved_at is not None:
                 raise DeadLetterResolved(
@@ -77,6 +86,7 @@ class Redrive:
         payload: bytes | None,
         dry_run: bool,
         strict: bool,
+        action: Action | None = None,
     ) -> Done:
         """Redrive `chosen`: all at once, or `rate` a second with the first at once.
 
@@ -90,11 +100,11 @@ class Redrive:
             return done
         now = possible[:1] if rate else possible
         for batch in [now] if strict else _batches(now):
-            redriven = await self._redrive_batch(batch, deadline, payload, strict=strict)
+            redriven = await self._redrive_batch(batch, deadline, payload, strict=strict, action=action)
             done.tasks += redriven
             done.skipped += len(batch) - len(redriven)
         if rate and possible[1:]:
-            await dead_letters.schedule(self._db, possible[1:], rate, deadline)
+            await dead_letters.schedule(self._db, possible[1:], rate, deadline, action)
         return done
 
     async def redrive_due(self) -> None:
@@ -108,21 +118,40 @@ class Redrive:
                 _log.warning("some turns came too late", action="redrive_refused", count=len(refused), first=refused[0])
                 await dead_letters.give_turns_up(self._db, refused)
 
-    async def discard(self, chosen: Sequence[Chosen]) -> int:
+    async def discard(self, chosen: Sequence[Chosen], action: Action | None = None) -> int:
         """Close entries for good; how many were still open."""
         count = 0
         for batch in _batches(chosen):
-            discarded = await dead_letters.discard(self._db, batch)
+            discarded = await dead_letters.discard(self._db, batch, action)
             self._announcer.wake(discarded.wakes)
             count += discarded.count
+            if action is not None:
+                action.done = count
         return count
 
     async def _redrive_batch(
-        self, batch: Sequence[Chosen], deadline: datetime | None, payload: bytes | None, *, strict: bool
+        self,
+        batch: Sequence[Chosen],
+        deadline: datetime | None,
+        payload: bytes | None,
+        *,
+        strict: bool,
+        action: Action | None = None,
     ) -> list[TaskRecord]:
         if not batch:
             return []
-        redriven = await dead_letters.redrive(self._db, batch, deadline=deadline, payload=payload, strict=strict)
+        if tracing.spans is None:
+            redriven = await dead_letters.redrive(
+                self._db, batch, deadline=deadline, payload=payload, strict=strict, action=action
+            )
+        else:
+            found = await dead_letters.trace_contexts(self._db, [item.task_id for item in batch if item.task_id])
+            with redriving(tracing.spans, found) as traces:
+                redriven = await dead_letters.redrive(
+                    self._db, batch, deadline=deadline, payload=payload, strict=strict, traces=traces, action=action
+                )
+        if action is not None:
+            action.done += len(redriven.tasks)
         self._publisher.offer(redriven.publications)
         self._announcer.wake(redriven.wakes)
         return redriven.tasks

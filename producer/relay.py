@@ -17,11 +17,12 @@ from headrace_core.db.pool import Database
 from headrace_core.errors import DatabaseUnavailable
 from headrace_core.runtime.supervisor import Supervisor
 from headrace_core.tasks.cancel import expire
+from headrace_core.tasks.dead_letters import trace_contexts
 from headrace_core.tasks.model import Submitted, TaskState, Wake
 from headrace_core.tasks.publication import of_submitted, take_unpublished
 from headrace_core.tasks.reconciliation import create_missing_merges
 from headrace_core.tasks.takeover import read_leases, take_over
-from headrace_core.telemetry import logs, metrics
+from headrace_core.telemetry import logs, metrics, tracing
 from producer.announcing import Announcer
 from producer.dead_letter_sync import DeadLetterSync
 from producer.dead_messages import DeadMessages
@@ -31,6 +32,7 @@ from producer.publishing import TaskPublisher
 from producer.queue_loads import QueueLoads
 from producer.reconciler import RECONCILE_SECONDS, Reconciler
 from producer.redrive import Redrive
+from producer.tracing import taken_over
 
 SWEEP_SECONDS = 0.25
 # Where nothing was accepted or found for so long, the frequent chores run half as often.
@@ -115,9 +117,9 @@ class Relay:
             metrics.submitted_total.labels(kind, queue).inc(number)
         self._publisher.offer(
             [
-                of_submitted(task)
-                for task in tasks
-                if task.state is TaskState.PENDING
+                of_submitted(task, submitted.trace_context)
+                for submitted in accepted
+                if (task := submitted.task).state is TaskState.PENDING
                 and task.due_at <= task.created_at
                 and not self._loads.is_paused(task.queue)
             ]
@@ -166,6 +168,10 @@ class Relay:
             _log.warning("units taken over", action="takeover", count=applied, seen=len(batch))
             self._publisher.offer(settled.publications)
             self._announcer.wake(settled.wakes)
+            if tracing.spans is not None:
+                pairs = zip(batch, settled.answers, strict=True)
+                tasks = [item.lease.unit_id.task_id for item, answer in pairs if answer.applied]
+                taken_over(tracing.spans, await trace_contexts(self._db, tasks))
 
     async def repair_merges(self) -> None:
         """Create merges that are missing although their shards are done. None ever should be."""

@@ -25,10 +25,11 @@ _log = logs.get("headrace.producer.retention")
 class Retention:
     """`run` is a background task's work. An age of 0 days means for ever; events never outlive their task."""
 
-    def __init__(self, db: Database, *, days: float, events_days: float, share: float) -> None:
+    def __init__(self, db: Database, *, days: float, events_days: float, share: float, audit_days: float = 0) -> None:
         self._db = db
         self._age = timedelta(days=days)
         self._events_age = timedelta(days=events_days)
+        self._audit_age = timedelta(days=audit_days)
         self._rest = 1.0 / share - 1.0
         self._limit = MAX_TASKS
         self._after: datetime | None = None
@@ -41,6 +42,7 @@ class Retention:
             days=settings.retention_days,
             events_days=settings.retention_events_days,
             share=settings.retention_share,
+            audit_days=settings.retention_audit_days,
         )
 
     async def run(self) -> None:
@@ -64,6 +66,8 @@ class Retention:
             await self._remove_letters()
         if self._events_age and not (self._age and self._events_age >= self._age):
             await self._repeat("events", self._events_age, self._remove_events)
+        if self._audit_age:
+            await self._repeat("audit", self._audit_age, self._remove_audit)
 
     async def _repeat(self, what: str, age: timedelta, batch: Callable[[], Awaitable[Removed]]) -> None:
         while True:
@@ -91,6 +95,11 @@ class Retention:
 
     async def _remove_events(self) -> Removed:
         return await retention.remove_events(self._db, self._events_age, limit=self._limit)
+
+    async def _remove_audit(self) -> Removed:
+        count = await retention.remove_audit(self._db, self._audit_age)
+        metrics.retention_removed_total.labels("audit").inc(count)
+        return Removed(more=count >= MAX_TASKS)
 
     async def _remove_letters(self) -> None:
         """A batch in a round: they are few."""

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 from headrace.v1 import producer_pb2
+from headrace_core.access.identity import ANYONE, Identity
+from headrace_core.access.table import SUBMITTERS, namespace_of
 from headrace_core.db.pool import Database
-from headrace_core.errors import DatabaseUnavailable, DomainError, InvalidFields, KeyReused, Violation
+from headrace_core.errors import (
+    BacklogFull,
+    DatabaseUnavailable,
+    DeadLettersFull,
+    DomainError,
+    InvalidFields,
+    KeyReused,
+    PermissionDenied,
+    Violation,
+)
 from headrace_core.rpc.convert import fill_task
 from headrace_core.rpc.status import status_of
 from headrace_core.tasks.model import NewTask, Submitted
 from headrace_core.tasks.submit import find_by_key
+from headrace_core.telemetry import metrics, tracing
 from producer.admission import Admission
+from producer.namespaces import Namespaces
 from producer.salvage import SalvagedBatch
-from producer.submit import RETRY_AFTER, GroupCommit
+from producer.submit import RETRY_AFTER, Answer, GroupCommit
+from producer.tracing import accepting
 from producer.validation import MAX_REQUESTS, SubmitRequest, validated
 
 Request = producer_pb2.SubmitTaskRequest | DomainError
@@ -28,38 +42,56 @@ _BREATH = 50
 class Submission:
     """The use case of SubmitTask and SubmitTasks."""
 
-    def __init__(self, db: Database, admission: Admission, commits: GroupCommit) -> None:
+    def __init__(self, db: Database, admission: Admission, commits: GroupCommit, namespaces: Namespaces) -> None:
         self._db = db
+        self._namespaces = namespaces
         self._admission = admission
         self._commits = commits
 
     async def submit_one(
-        self, message: producer_pb2.SubmitTaskRequest, *, within: float
+        self, message: producer_pb2.SubmitTaskRequest, *, within: float, identity: Identity = ANYONE
     ) -> producer_pb2.SubmitTaskResponse:
         """Accept one task, or raise the DomainError that says why not; within `within` seconds either way."""
-        answer = (await self._submit([message], within))[0]
+        answer = (await self._submit([message], within, identity))[0]
         if isinstance(answer, DomainError):
             raise answer
         return _response(answer)
 
     async def submit_many(
-        self, batch: producer_pb2.SubmitTasksRequest | SalvagedBatch, *, within: float
+        self,
+        batch: producer_pb2.SubmitTasksRequest | SalvagedBatch,
+        *,
+        within: float,
+        identity: Identity = ANYONE,
     ) -> producer_pb2.SubmitTasksResponse:
         """Accept each task on its own. Raises InvalidFields for none or too many, DatabaseUnavailable for all."""
         messages: Sequence[Request] = batch.requests
         if not 1 <= len(messages) <= MAX_REQUESTS:
             said = f"there are {len(messages)}; 1 to {MAX_REQUESTS} are allowed"
             raise InvalidFields.of([Violation("requests", said)])
-        answers = await self._submit(messages, within)
+        answers = await self._submit(messages, within, identity)
         response = producer_pb2.SubmitTasksResponse()
         for answer in answers:
             _fill_result(response.results.add(), answer)
         return response
 
-    async def _submit(self, messages: Sequence[Request], within: float) -> list[Submitted | DomainError]:
+    async def _submit(
+        self, messages: Sequence[Request], within: float, identity: Identity
+    ) -> list[Submitted | DomainError]:
+        try:
+            answers = await self._submit_within(messages, within, identity)
+        except DomainError as error:
+            _count_refused(error, len(messages))
+            raise
+        _count(answers)
+        return answers
+
+    async def _submit_within(
+        self, messages: Sequence[Request], within: float, identity: Identity
+    ) -> list[Submitted | DomainError]:
         try:
             async with asyncio.timeout(within):
-                return await self._submit_all(messages, within)
+                return await self._submit_all(messages, within, identity)
         except TimeoutError as error:
             raise DatabaseUnavailable(
                 "Postgres did not answer in time; whether the task was accepted is unknown:"
@@ -67,24 +99,43 @@ class Submission:
                 retry_after=RETRY_AFTER,
             ) from error
 
-    async def _submit_all(self, messages: Sequence[Request], within: float) -> list[Submitted | DomainError]:
+    async def _submit_all(
+        self, messages: Sequence[Request], within: float, identity: Identity
+    ) -> list[Submitted | DomainError]:
         answers: list[Submitted | DomainError | None] = []
         tasks: list[NewTask] = []
         for index, message in enumerate(messages):
-            prepared = await self._prepare(message)
+            prepared = await self._prepare(message, identity)
             if isinstance(prepared, NewTask):
                 tasks.append(prepared)
             answers.append(None if isinstance(prepared, NewTask) else prepared)
             if index % _BREATH == _BREATH - 1:
                 await asyncio.sleep(0)
-        committed = iter(await self._commits.submit(tasks, within=within) if tasks else [])
+        committed = iter(await self._commit(tasks, within) if tasks else [])
         return [_checked(next(committed)) if answer is None else answer for answer in answers]
 
-    async def _prepare(self, message: Request) -> NewTask | Submitted | DomainError:
+    async def _commit(self, tasks: list[NewTask], within: float) -> list[Answer]:
+        answers = await self._commit_traced(tasks, within)
+        self._namespaces.note([answer for answer in answers if isinstance(answer, Submitted)])
+        return answers
+
+    async def _commit_traced(self, tasks: list[NewTask], within: float) -> list[Answer]:
+        if tracing.spans is None:
+            return await self._commits.submit(tasks, within=within)
+        with accepting(tracing.spans, tasks) as trace:
+            answers = await self._commits.submit(trace.tasks, within=within)
+            trace.answered(answers)
+        return answers
+
+    async def _prepare(self, message: Request, identity: Identity) -> NewTask | Submitted | DomainError:
         """A task to commit, the task that its key has brought before, or the refusal."""
         if isinstance(message, DomainError):
             return message
         now = datetime.now(UTC)
+        try:
+            identity.require(SUBMITTERS, namespace_of(message))
+        except PermissionDenied as refusal:
+            return refusal
         try:
             request = validated(message, now)
         except InvalidFields as refusal:
@@ -105,6 +156,21 @@ class Submission:
             return None
         task, fingerprint = found
         return _checked(Submitted(task, created=False, reused=fingerprint != request.fingerprint))
+
+
+def _count_refused(error: DomainError, number: int = 1) -> None:
+    """Count tasks that were not accepted. Nothing that a client wrote becomes a label: a full queue is declared."""
+    queue = error.metadata["queue"] if isinstance(error, BacklogFull | DeadLettersFull) else ""
+    metrics.submits_refused_total.labels(error.reason, queue).inc(number)
+
+
+def _count(answers: Iterable[Submitted | DomainError]) -> None:
+    """Count all but the new tasks, which `Relay.committed` counts by the batch."""
+    for answer in answers:
+        if isinstance(answer, DomainError):
+            _count_refused(answer)
+        elif not answer.created:
+            metrics.submits_repeated_total.labels(answer.task.kind, answer.task.queue).inc()
 
 
 def _checked(answer: Submitted | InvalidFields) -> Submitted | DomainError:

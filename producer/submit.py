@@ -8,6 +8,7 @@ by reading back.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -125,7 +126,11 @@ class GroupCommit:
 
     def _start_commits(self) -> None:
         if not self._commits or (len(self._commits) < MAX_COMMITS and self._waiting >= WORTH_A_COMMIT):
-            self._commits.add(asyncio.create_task(self._commit_while_waiting(), name="group-commit"))
+            # In no caller's context: it serves many, and its lines would carry the trace of the first.
+            commit = asyncio.get_running_loop().create_task(
+                self._commit_while_waiting(), name="group-commit", context=contextvars.Context()
+            )
+            self._commits.add(commit)
 
     async def _commit_while_waiting(self) -> None:
         try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from headrace.v1 import status_pb2_grpc
+from headrace_core.access.gate import Gate
+from headrace_core.bus.access import Access
 from headrace_core.bus.connection import Bus
 from headrace_core.bus.declaration import StreamNames
 from headrace_core.db.pool import Database
@@ -18,6 +20,7 @@ from headrace_core.tasks.queues import read_figures
 from headrace_core.tasks.reading import has_schema
 from headrace_core.tasks.scaling import read_active, read_work
 from headrace_core.telemetry import logs
+from headrace_core.tls.certificates import Certificates
 from status.activity import Activity
 from status.discovery import Discovery
 from status.feed import Feed
@@ -25,6 +28,7 @@ from status.gauges import QueueGauges
 from status.hub import Hub
 from status.keda import external_scaler_pb2_grpc
 from status.limits import ScalingLimits, WatchLimits
+from status.quotas import WatchQuotas
 from status.reads import SharedReads
 from status.scaler import FULL_NAME as SCALER
 from status.scaler import ScalerServicer
@@ -50,9 +54,11 @@ class StatusService:
     ) -> None:
         limits, scaling = limits or WatchLimits(), scaling or ScalingLimits(stream=_stream_seconds(settings))
         self._grace = settings.grace_seconds
+        self._gate = Gate.of(settings, [settings.listen, settings.http_listen])
         names = StreamNames(settings.stream_prefix, settings.subject_prefix)
         self._db = Database(settings.database_url)
-        self._bus = Bus(settings.nats_url, name="status") if settings.broker == "nats" else None
+        access = Access.of(settings, "status")
+        self._bus = Bus(settings.nats_url, name="status", access=access) if settings.broker == "nats" else None
         self._hub = Hub(self._db, limits)
         self._discovery = Discovery(self._db, limits)
         self._reads = SharedReads(self._db)
@@ -62,19 +68,24 @@ class StatusService:
         self._work = SharedReading(lambda: read_work(self._db), wait=True)
         self._gauges = QueueGauges(self._figures, self._work, scaling)
         self._system = System(self._db, self._bus, names, self._figures)
-        watches = Watches(self._hub, self._reads, self._discovery)
+        quotas = WatchQuotas(settings.topology.namespaces)
+        watches = Watches(self._hub, self._reads, self._discovery, quotas)
+        certificates = Certificates.of(settings)
         self._grpc = GrpcServer(
             settings.listen,
             name="status",
             max_calls=limits.max_watches + OTHER_CALLS,
             problems=self.problems,
             age=ConnectionAge.of(settings),
+            certificates=certificates,
+            gate=self._gate,
         )
         servicer = StatusServicer(self._db, self._reads, watches, self._system)
         self._grpc.add(status_pb2_grpc.add_StatusServiceServicer_to_server, servicer, FULL_NAME)
         scaler = ScalerServicer(self._work, self._activity)
         self._grpc.add(external_scaler_pb2_grpc.add_ExternalScalerServicer_to_server, scaler, SCALER)
-        self._http = HttpServer(web_app(self._system), settings.http_listen)
+        web = web_app(self._system, gate=self._gate)
+        self._http = HttpServer(web, settings.http_listen, certificates=certificates)
         self._supervisor = Supervisor()
         self._grpc_address: str | None = None
         self._http_address: str | None = None
@@ -116,6 +127,8 @@ class StatusService:
             ("drain streams", self._drain_streams),
         ):
             self._supervisor.spawn(name, work)
+        if self._gate is not None:
+            self._supervisor.spawn("access", self._gate.run)
         self._http_address = await self._http.start()
         self._supervisor.spawn("http server", self._http.serve_until_closed, on_failure="stop")
         self._grpc_address = await self._grpc.start()
@@ -133,6 +146,8 @@ class StatusService:
         await self._http.stop()
         await self._feed.stop()
         await self._supervisor.stop()
+        if self._gate is not None:
+            await self._gate.close()
         await self._system.close()
         await self._figures.close()
         await self._work.close()

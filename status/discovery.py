@@ -10,6 +10,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import datetime
 from uuid import UUID
 
@@ -101,16 +102,7 @@ class _Group:
     @property
     def unfinished(self) -> TaskFilter:
         """The filter, less what has ended."""
-        wanted = self.wanted
-        return TaskFilter(
-            wanted.namespace,
-            wanted.kind,
-            wanted.queue,
-            _UNFINISHED,
-            wanted.labels,
-            wanted.created_after,
-            wanted.created_before,
-        )
+        return replace(self.wanted, states=_UNFINISHED)
 
     def offer(self, wake: WakeLike) -> bool:
         """True if the task is worth a question."""

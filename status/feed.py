@@ -9,6 +9,7 @@ from headrace_core.bus.connection import Bus
 from headrace_core.bus.declaration import StreamNames
 from headrace_core.bus.subscription import Subscription
 from headrace_core.bus.wakes import subscribe_wakes
+from headrace_core.telemetry import metrics
 from status.discovery import Discovery
 from status.hub import Hub
 from status.limits import WakeLike, WatchLimits
@@ -56,6 +57,7 @@ class Feed:
 
     def wake(self, hints: Sequence[WakeLike]) -> None:
         """Tasks have events."""
+        metrics.wakes_received_total.inc(len(hints))
         self._hub.wake(hints)
         self._discovery.wake(hints)
         if self._also is not None:

@@ -70,7 +70,8 @@ def _broker_problems(broker: BrokerView | None, cut_off: Sequence[str]) -> list[
     if broker is None:
         return []
     if _works(broker):
-        return [_said_by_consumers(cut_off)] if cut_off else []
+        said = [broker.problem] if broker.problem else []
+        return [*said, *([_said_by_consumers(cut_off)] if cut_off else [])]
     why = broker.problem or "it did not say why"
     if not broker.connected:
         return [f"NATS is away ({why}): work travels through Postgres meanwhile; bring NATS back"]

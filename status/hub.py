@@ -68,14 +68,14 @@ class Hub:
             )
         watcher = Watcher(self.limits.max_tasks)
         self._watchers[watcher] = None
-        metrics.watchers.set(len(self._watchers))
+        self._show()
         try:
             yield watcher
         finally:
             for track in list(watcher.tracks.values()):
                 self.leave(track)
             del self._watchers[watcher]
-            metrics.watchers.set(len(self._watchers))
+            self._show()
 
     def join(self, watcher: Watcher, task_id: UUID, stands: Position, after: int) -> Track:
         """Watch a task from `after` on, given where it stood at a moment before this call.
@@ -155,6 +155,7 @@ class Hub:
                 self._resize(topic, topic.forget_taken)
         if self._dirty:
             self._work.set()
+        self._show()
 
     def taken(self, topic: Topic) -> None:
         """A watcher has taken from the topic. With one watcher, what it has taken is kept no longer than that."""
@@ -183,6 +184,11 @@ class Hub:
                 if retry:
                     log.info("watches are served again", action="watch.database_back")
                 retry = 0.0
+
+    def _show(self) -> None:
+        metrics.watchers.set(len(self._watchers))
+        metrics.watched_tasks.set(len(self._topics))
+        metrics.watch_buffered_bytes.set(self._buffered)
 
     def _mark_dirty(self, topic: Topic) -> None:
         self._dirty[topic] = None

@@ -11,6 +11,8 @@ from typing import TypeVar
 from uuid import UUID
 
 from headrace.v1.event_pb2 import TaskEvent
+from headrace_core.access.identity import ANYONE, Identity
+from headrace_core.access.table import READERS
 from headrace_core.errors import SequenceBeyondEnd
 from headrace_core.tasks.model import TERMINAL, TaskRecord
 from headrace_core.tasks.reading import Position, not_found
@@ -19,6 +21,7 @@ from status.discovery import Discovery, Follow
 from status.filters import WatchStart
 from status.hub import Hub
 from status.messages import gap_message, heartbeat_message, snapshot_message
+from status.quotas import Place, WatchQuotas
 from status.reads import SharedReads
 from status.watcher import Track, Watcher
 
@@ -26,6 +29,7 @@ _CHUNK = 500
 """Tasks that a stream begins with at a time: their rows are in memory until their snapshots are sent."""
 RETENTION = "retention has removed events after this sequence"
 TOO_SLOW = "the watcher took its events too slowly"
+_CAUSES = {RETENTION: "retention", TOO_SLOW: "too_slow"}
 
 T = TypeVar("T")
 
@@ -33,32 +37,37 @@ T = TypeVar("T")
 class Watches:
     """Opens watches. One for the process."""
 
-    def __init__(self, hub: Hub, reads: SharedReads, discovery: Discovery) -> None:
+    def __init__(self, hub: Hub, reads: SharedReads, discovery: Discovery, quotas: WatchQuotas | None = None) -> None:
         self._hub = hub
         self._reads = reads
         self._discovery = discovery
+        self._quotas = quotas or WatchQuotas({})
 
-    async def events(self, start: WatchStart) -> AsyncIterator[TaskEvent]:
-        """Every event of one stream. Messages are shared between streams: never change them.
+    async def events(self, start: WatchStart, identity: Identity = ANYONE) -> AsyncIterator[TaskEvent]:
+        """Every event of one stream that `identity` may see. Messages are shared between streams: never change them.
 
         Raises:
             TaskNotFound, SequenceBeyondEnd: the request names what is not there.
+            PermissionDenied, QuotaExceeded: a task's namespace is the caller's, without the role; has its streams open.
             Draining, ServerLimit, DatabaseUnavailable: connect again and resume.
         """
-        with self._hub.watcher() as watcher:
-            watch = _Watch(self._hub, self._reads, watcher)
+        with self._hub.watcher() as watcher, self._quotas.place() as place:
+            watch = _Watch(self._hub, self._reads, watcher, identity, place)
             if start.wanted is None:
                 stream = watch.of_tasks(start.task_ids, start.after)
                 async for event in stream:
                     yield event
                 return
+            place.take([start.wanted.namespace] if start.wanted.namespace else start.wanted.within or ())
             async with self._discovery.follow(start.wanted, watcher) as follow:
                 async for event in watch.of_filter(follow, start.after, start.ended_since):
                     yield event
 
 
 class _Watch:
-    def __init__(self, hub: Hub, reads: SharedReads, watcher: Watcher) -> None:
+    def __init__(self, hub: Hub, reads: SharedReads, watcher: Watcher, identity: Identity, place: Place) -> None:
+        self._identity = identity
+        self._place = place
         self._hub = hub
         self._reads = reads
         self._watcher = watcher
@@ -86,8 +95,8 @@ class _Watch:
         self, follow: Follow, after: dict[UUID, int], ended_since: datetime | None
     ) -> AsyncIterator[TaskEvent]:
         """Until the client leaves. `ended_since`: what came and went while it was away is shown, too."""
-        stands = await self._stands(list(after), after)
         self._follow = follow
+        stands = await self._stands(list(after), after)
         # The client knows from when on to ask again, also if it is cut off before the first event.
         yield heartbeat_message()
         # What retention has removed since the client saw it has no more to show.
@@ -114,8 +123,10 @@ class _Watch:
     # -- beginning ------------------------------------------------------------------------------------------------
 
     async def _stands(self, task_ids: Sequence[UUID], after: dict[UUID, int]) -> dict[UUID, Position]:
-        """Where those of the tasks that exist stand; a stream learns that it cannot resume before its first event."""
-        stands = await self._reads.positions.get_many(task_ids)
+        """Where those of the tasks stand that exist for the caller; that a stream cannot resume it learns before its
+        first event."""
+        found = await self._reads.positions.get_many(task_ids)
+        stands = {task_id: stand for task_id, stand in found.items() if self._shows(task_id, stand.namespace)}
         for task_id, sequence in after.items():
             if task_id in stands and sequence > stands[task_id].sequence:
                 raise SequenceBeyondEnd(
@@ -139,6 +150,14 @@ class _Watch:
             self._sent.inc()
             self._watcher.check()
 
+    def _shows(self, task_id: UUID, namespace: str) -> bool:
+        """Whether the caller may see the task. Asked for by its id, one that is not to be seen ends the stream."""
+        if self._follow is not None:
+            return self._identity.may(READERS, namespace)
+        self._identity.require(READERS, namespace, not_found(task_id))
+        self._place.take([namespace])
+        return True
+
     def _join(self, task_id: UUID, stands: Position, after: int) -> None:
         if after == stands.sequence and stands.state in TERMINAL:
             self._note_end(task_id, after)
@@ -150,7 +169,7 @@ class _Watch:
         for task_id in task_ids:
             if task_id not in tasks:
                 raise not_found(task_id)
-        return [tasks[task_id] for task_id in task_ids]
+        return [tasks[task_id] for task_id in task_ids if self._shows(task_id, tasks[task_id].namespace)]
 
     # -- going on -------------------------------------------------------------------------------------------------
 
@@ -208,6 +227,7 @@ class _Watch:
         tasks = await self._tasks([track.topic.task_id for track in tracks])
         for track, task in zip(tracks, tasks, strict=True):
             missed_after, track.position, track.live = track.position, task.sequence, True
+            metrics.watch_gaps_total.labels(_CAUSES[cause]).inc()
             yield gap_message(task, missed_after, cause)
             yield snapshot_message(task)
             self._sent.inc(2)
@@ -237,7 +257,7 @@ def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
 
 
 def _position(task: TaskRecord) -> Position:
-    return Position(task.sequence, task.state)
+    return Position(task.sequence, task.state, task.namespace)
 
 
 def _dense(page: Sequence[TaskEvent]) -> int:

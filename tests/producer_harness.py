@@ -15,9 +15,11 @@ from headrace_core.bus.declaration import StreamNames
 from headrace_core.bus.topology import apply_topology
 from headrace_core.db.pool import Database
 from headrace_core.settings.environment import ServiceSettings
-from headrace_core.settings.queues import QueueSettings, Topology
+from headrace_core.settings.queues import NamespaceSettings, QueueSettings, Topology
+from headrace_core.stack.logins import as_service
 from headrace_core.tasks.kinds import KindRow, register_kinds
 from producer.app import ProducerService
+from tests.fixtures.nats_users import as_user
 from tests.fixtures.waiting import eventually
 
 SCHEMA = b'{"type":"object","properties":{"n":{"type":"integer"}},"required":["n"]}'
@@ -59,22 +61,29 @@ async def running_producer(
     *,
     queues: Iterable[QueueSettings] = QUEUES,
     own_url: str | None = None,
+    as_owner: bool = False,
+    namespaces: Iterable[NamespaceSettings] = (),
+    **settings: Any,
 ) -> AsyncIterator[Harness]:
-    """A producer on `database_url`, without a broker unless `nats_url` is given; `own_url` is the test's own way."""
+    """A producer on `database_url`, without a broker unless `nats_url` is given; `own_url` is the test's own way.
+
+    It connects by its own role, or `as_owner` by the one in the URL.
+    """
     db = Database(own_url or database_url, max_size=4)
     await db.open()
     await register_kinds(db, KINDS)
     declared = {queue.name: queue for queue in queues}
     if nats_url is not None:
         await apply_topology(nats_url, StreamNames(), declared.values())
-    settings = ServiceSettings(
-        database_url=database_url,
-        nats_url=nats_url or "nats://127.0.0.1:1",
+    service_settings = ServiceSettings(
+        database_url=database_url if as_owner else as_service(database_url, "producer"),
+        nats_url=as_user(nats_url or "nats://127.0.0.1:1", "producer"),
         broker="nats" if nats_url else "none",
         listen="127.0.0.1:0",
-        topology=Topology(queues=declared),
+        topology=Topology(queues=declared, namespaces={one.name: one for one in namespaces}),
+        **settings,
     )
-    service = ProducerService(settings)
+    service = ProducerService(service_settings)
     try:
         await service.start()
         assert service.grpc_address is not None

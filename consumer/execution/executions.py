@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 from collections.abc import Sequence
 
@@ -85,6 +86,8 @@ class Executions:
             return ended_by(attempt)
         context = ThreadContext(attempt, self._reporting)
         call = functools.partial(function_of(handler, unit.type), context, *arguments)
+        if attempt.trace is not None:
+            call = functools.partial(contextvars.copy_context().run, call)
         future = self._threads.submit(call)
         attempt.begin()
         # A thread that will not end keeps its place until it does.

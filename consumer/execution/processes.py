@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from consumer.attempt import Attempt, ended_by, judge
 from consumer.context import Reporting, Reports
 from consumer.execution.wire import Frame, WireError, pack, read
+from consumer.unit_facts import facts_of
 from headrace_core.tasks.outcome import Crashed, Interrupted, Outcome, Planned, Raised, Succeeded
 from headrace_core.telemetry import logs
 
@@ -253,6 +254,7 @@ def _request(attempt: Attempt) -> Frame:
     unit_number = unit.lease.unit_id.unit
     return {
         "type": "run",
+        "facts": facts_of(unit),
         "kind": unit.kind,
         "unit_type": unit.type,
         "payload": unit.payload.decode(),
@@ -263,6 +265,7 @@ def _request(attempt: Attempt) -> Frame:
         "deadline": unit.deadline.isoformat() if unit.deadline else None,
         "shard_index": unit_number if unit.type == "SHARD" else None,
         "checkpoint": unit.checkpoint.decode() if unit.checkpoint is not None else None,
+        "trace": attempt.trace.text if attempt.trace is not None else None,
     }
 
 

@@ -7,6 +7,8 @@ process from exiting. These are daemons, made when none is idle; the number of c
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import functools
 import queue
 import threading
 from collections.abc import Callable
@@ -32,7 +34,8 @@ class Threads:
         """Run `function` in a thread; its result or exception comes in the future. It cannot be interrupted."""
         future: asyncio.Future[Any] = self._loop.create_future()
         worker = self._idle.pop() if self._idle else self._start()
-        worker.jobs.put((function, future))
+        # What the lines of this call are about, the handler's own libraries included.
+        worker.jobs.put((functools.partial(contextvars.copy_context().run, function), future))
         return future
 
     async def close(self) -> None:

@@ -23,9 +23,12 @@ from typing import Any
 from consumer.execution.wire import Frame, pack, receive
 from consumer.invocation import arguments_of, function_of, outcome_of, raised
 from consumer.registry import Registry, collect
+from consumer.tracing import continued
 from headrace.handler_values import checkpoint_text
 from headrace_core.tasks.outcome import Planned, Raised, Succeeded
-from headrace_core.telemetry import logs
+from headrace_core.telemetry import logs, tracing
+from headrace_core.telemetry.failures import log_uncaught
+from headrace_core.telemetry.subject import about
 
 PR_SET_PDEATHSIG = 1
 ORPHANED = 70
@@ -87,8 +90,8 @@ class WorkerContext:
 
     @functools.cached_property
     def log(self) -> Any:
-        """A logger that carries the task and the attempt."""
-        return logs.get(f"handler.{self._frame['kind']}").bind(task=self.task_id, attempt=self.attempt)
+        """A logger that carries what the unit is."""
+        return logs.get(f"handler.{self._frame['kind']}").bind(**self._frame["facts"])
 
     def count(self, name: str, amount: float = 1) -> None:
         """Raise the usage counter `name`."""
@@ -128,6 +131,7 @@ class AsyncWorkerContext(WorkerContext):
 
 def run_unit(registry: Registry, frame: Frame, channel: Channel) -> Frame:
     """Run one unit and return its outcome as a frame."""
+    about(lambda: frame["facts"])
     handler = registry.handlers[frame["kind"]]
     unit_type = frame["unit_type"]
     try:
@@ -136,7 +140,8 @@ def run_unit(registry: Registry, frame: Frame, channel: Channel) -> Frame:
         arguments = arguments_of(handler, unit_type, frame["payload"].encode(), parts)
         if handler.batch:
             arguments = [[arguments[0]]]
-        value = _call(function, frame, channel, arguments, batch=handler.batch)
+        with continued(frame["trace"]):
+            value = _call(function, frame, channel, arguments, batch=handler.batch)
         if handler.batch:
             value = _only(value)
     except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its outcome
@@ -190,6 +195,8 @@ def main(arguments: list[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logs.configure(level, "console" if log_format == "console" else "json", "consumer")
+    log_uncaught(logs.get(__name__))
+    tracing.start("consumer", os.environ)
     connection = socket.socket(fileno=int(descriptor))
     connection.setblocking(True)
     registry = collect(modules)
@@ -198,6 +205,7 @@ def main(arguments: list[str]) -> None:
     channel.tell({"type": "ready"})
     while True:
         channel.tell(run_unit(registry, channel.units.get(), channel))
+        tracing.hurry()
 
 
 if __name__ == "__main__":

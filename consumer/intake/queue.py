@@ -254,6 +254,7 @@ class QueueIntake:
         if claimed:
             self._bucket.take(claimed)
             metrics.claims_total.labels(source, self.queue.name).inc(claimed)
+            metrics.claim_batch_size.observe(claimed)
 
     def _give_slots_back(self, count: int) -> None:
         """Without waking ourselves: nothing has become free that was not free before."""

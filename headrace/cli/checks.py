@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from headrace.cli.status import health_name, mode_name
 from headrace.cli.watching import task_state
 from headrace.errors import HeadraceError, TaskEndedError, UnavailableError, UnknownKindError
+from headrace.handshakes import hint_of_https
+from headrace.tls import Tls
 
 if TYPE_CHECKING:
     from headrace.client import Client
+    from headrace.config import ClientConfig
 
 AGAIN_SECONDS = 0.5
 # A submit repeats within this time; then its error is known, and it is repeated here.
@@ -98,12 +101,12 @@ async def check_system(client: Client, deadline: float) -> Finding:
     return await _until_content(look, deadline, "see the logs of the status service")
 
 
-async def check_http(url: str, deadline: float) -> Finding:
-    """Read /api/async-status at `url`; degraded is good enough. As `check_echo`."""
+async def check_http(url: str, deadline: float, config: ClientConfig) -> Finding:
+    """Read /api/async-status at `url`, as the client that has `config`; degraded is good enough. As `check_echo`."""
     address = url.rstrip("/") + "/api/async-status"
 
     async def look() -> Finding:
-        code, text = await asyncio.to_thread(_get, address)
+        code, text = await asyncio.to_thread(_get, address, config)
         try:
             answer = json.loads(text)
             status, mode = answer["status"], answer["mode"]
@@ -118,17 +121,27 @@ async def check_http(url: str, deadline: float) -> Finding:
     return await _until_content(look, deadline, "see the logs of the status service, its Service and its port")
 
 
-def _get(address: str) -> tuple[int, str]:
+def _get(address: str, config: ClientConfig) -> tuple[int, str]:
     """Status and body; 503 has one too. Raises NotWell."""
+    request = urllib.request.Request(address)  # noqa: S310 - http(s), checked before
+    if config.bearer is not None:
+        # Not for whomever a redirection leads to.
+        request.add_unredirected_header("Authorization", config.bearer.header())
     try:
-        with urllib.request.urlopen(address, timeout=HTTP_SECONDS) as answer:  # noqa: S310 - http(s), checked before
+        context = (config.tls or Tls()).context() if address.startswith("https://") else None
+        with urllib.request.urlopen(request, timeout=HTTP_SECONDS, context=context) as answer:  # noqa: S310
             return answer.status, answer.read(MOST_READ).decode(errors="replace")
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read(MOST_READ).decode(errors="replace")
-    except (OSError, HTTPException) as error:
+    except (OSError, HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or error
-        raise NotWell(f"{address} cannot be read: {reason}") from error
+        raise NotWell(f"{address} cannot be read: {reason}{_advice(str(reason))}") from error
+
+
+def _advice(reason: str) -> str:
+    advice = hint_of_https(reason)
+    return f" ({advice})" if advice else ""
 
 
 async def _run_task(client: Client, kind: str, payload: Any, deadline: float, hint: str) -> tuple[str, Any]:

@@ -11,9 +11,19 @@ from typing import Annotated, TextIO
 import typer
 
 from headrace import __version__
-from headrace.cli import analyze, dead_letters, queues, server_verbs, status, tasks, verify, watching
+from headrace.cli import analyze, dead_letters, queues, server_verbs, status, tasks, token, verify, watching
 from headrace.cli.exits import ExitCode, Failure, UsageFailure, usage_failure
-from headrace.cli.session import NamespaceOption, ProducerOption, StatusOption, Target
+from headrace.cli.session import (
+    CaOption,
+    CertOption,
+    KeyOption,
+    NamespaceOption,
+    ProducerOption,
+    StatusOption,
+    Target,
+    TlsOption,
+    TokenOption,
+)
 
 PROGRAM = "headrace"
 
@@ -65,6 +75,7 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
         part.register(app)
     app.add_typer(dead_letters.app, name="dlq")
     app.add_typer(queues.app, name="queues")
+    app.add_typer(token.app, name="token")
     server_verbs.register(app, arguments)
     return app
 
@@ -74,13 +85,20 @@ def _globals(
     namespace: NamespaceOption = None,
     producer: ProducerOption = None,
     status: StatusOption = None,
+    tls: TlsOption = None,
+    tls_ca: CaOption = None,
+    client_cert: CertOption = None,
+    client_key: KeyOption = None,
+    token_file: TokenOption = None,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     """Submit tasks to Headrace, watch them live, and look after queues and dead letters.
 
-    Addresses come from HEADRACE_PRODUCER_ADDRESS and HEADRACE_STATUS_ADDRESS unless they are given here.
+    Addresses come from HEADRACE_PRODUCER_ADDRESS and HEADRACE_STATUS_ADDRESS unless they are given here, certificates
+    from HEADRACE_TLS_CA_FILE, HEADRACE_CLIENT_CERT_FILE and HEADRACE_CLIENT_KEY_FILE, a token from HEADRACE_TOKEN or
+    HEADRACE_TOKEN_FILE.
     """
-    ctx.obj = Target(namespace, producer, status)
+    ctx.obj = Target(namespace, producer, status, tls, tls_ca, client_cert, client_key, token_file)
     if version:
         sys.stdout.write(f"headrace {__version__}\n")
         raise typer.Exit

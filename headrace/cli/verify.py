@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, TypeAlias
+from urllib.parse import urlsplit
 
 import typer
 
@@ -45,6 +46,7 @@ async def verify(
     """
     if http is not None and not http.startswith(("http://", "https://")):
         raise usage_failure(f"--http: {http!r} does not begin with http:// or https://")
+    _refuse_to_shout(session, http)
     end = asyncio.get_running_loop().time() + within
     failed = [
         name
@@ -53,6 +55,18 @@ async def verify(
     ]
     if failed:
         raise Failure(f"verify: failed: {', '.join(failed)}")
+
+
+def _refuse_to_shout(session: Session, http: str | None) -> None:
+    """The token goes to the HTTP side too, and not unencrypted over a network."""
+    from headrace.bearer import refuse_to_shout  # noqa: PLC0415 - gRPC, which --help does not need
+
+    if http is None or http.startswith("https://") or session.client.config.bearer is None:
+        return
+    try:
+        refuse_to_shout(urlsplit(http).netloc.rpartition("@")[2], "--http")
+    except ValueError as error:
+        raise usage_failure(str(error)) from error
 
 
 def _checks(session: Session, http: str | None, *, without_analysis: bool) -> list[tuple[str, Check]]:
@@ -64,7 +78,7 @@ def _checks(session: Session, http: str | None, *, without_analysis: bool) -> li
         chosen.append(("analysis", lambda deadline: checks.check_analysis(client, deadline)))
     chosen.append(("system", lambda deadline: checks.check_system(client, deadline)))
     if http is not None:
-        chosen.append(("http", lambda deadline: checks.check_http(http, deadline)))
+        chosen.append(("http", lambda deadline: checks.check_http(http, deadline, client.config)))
     return chosen
 
 

@@ -76,7 +76,7 @@ def headrace_sync_client(headrace_stack: Stack) -> Iterator[SyncClient]:
     """A blocking client of the stack."""
     from headrace.sync import SyncClient  # noqa: PLC0415 - only who asks for it pays for gRPC
 
-    with SyncClient(headrace_stack.producer, headrace_stack.status) as client:
+    with SyncClient(headrace_stack.producer, headrace_stack.status, tls=False) as client:
         yield client
 
 
@@ -84,7 +84,7 @@ async def _connected(headrace_stack: Stack) -> AsyncIterator[Client]:
     """An async client of the stack."""
     from headrace.client import Client  # noqa: PLC0415 - only who asks for it pays for gRPC
 
-    async with Client(headrace_stack.producer, headrace_stack.status) as client:
+    async with Client(headrace_stack.producer, headrace_stack.status, tls=False) as client:
         yield client
 
 

@@ -65,6 +65,20 @@ class _ReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTyp
     """INVALID_ARGUMENT. The page token is not one that this method gave for this filter."""
     REASON_INTERNAL: _Reason.ValueType  # 19
     """INTERNAL. A defect of the server; its log has the details under the same request id."""
+    REASON_UNAUTHENTICATED: _Reason.ValueType  # 20
+    """UNAUTHENTICATED. The call has no credentials, or none that this server accepts. The message says what is wrong, never
+    the credentials.
+    """
+    REASON_PERMISSION_DENIED: _Reason.ValueType  # 21
+    """PERMISSION_DENIED. Whoever calls is known and has not the role that the method needs."""
+    REASON_UNKNOWN_NAMESPACE: _Reason.ValueType  # 22
+    """NOT_FOUND. Namespaces are declared here, and this is none of them."""
+    REASON_QUOTA_EXCEEDED: _Reason.ValueType  # 23
+    """RESOURCE_EXHAUSTED. A quota of the namespace is used up; QuotaFailure says which, RetryInfo when to try again."""
+    REASON_KEYS_UNAVAILABLE: _Reason.ValueType  # 24
+    """UNAVAILABLE. The keys that tokens are verified with could not be fetched; the token may be good: try again."""
+    REASON_GRANTS_CHANGED: _Reason.ValueType  # 25
+    """UNAVAILABLE. What the caller of an open stream may see has become less: connect again and resume."""
     REASON_ATTEMPTS_EXHAUSTED: _Reason.ValueType  # 40
     """-- why a task or a unit changed its state --------------------------------------------------------------------------
 
@@ -149,6 +163,20 @@ REASON_PAGE_TOKEN_INVALID: Reason.ValueType  # 18
 """INVALID_ARGUMENT. The page token is not one that this method gave for this filter."""
 REASON_INTERNAL: Reason.ValueType  # 19
 """INTERNAL. A defect of the server; its log has the details under the same request id."""
+REASON_UNAUTHENTICATED: Reason.ValueType  # 20
+"""UNAUTHENTICATED. The call has no credentials, or none that this server accepts. The message says what is wrong, never
+the credentials.
+"""
+REASON_PERMISSION_DENIED: Reason.ValueType  # 21
+"""PERMISSION_DENIED. Whoever calls is known and has not the role that the method needs."""
+REASON_UNKNOWN_NAMESPACE: Reason.ValueType  # 22
+"""NOT_FOUND. Namespaces are declared here, and this is none of them."""
+REASON_QUOTA_EXCEEDED: Reason.ValueType  # 23
+"""RESOURCE_EXHAUSTED. A quota of the namespace is used up; QuotaFailure says which, RetryInfo when to try again."""
+REASON_KEYS_UNAVAILABLE: Reason.ValueType  # 24
+"""UNAVAILABLE. The keys that tokens are verified with could not be fetched; the token may be good: try again."""
+REASON_GRANTS_CHANGED: Reason.ValueType  # 25
+"""UNAVAILABLE. What the caller of an open stream may see has become less: connect again and resume."""
 REASON_ATTEMPTS_EXHAUSTED: Reason.ValueType  # 40
 """-- why a task or a unit changed its state --------------------------------------------------------------------------
 

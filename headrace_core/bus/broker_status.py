@@ -55,7 +55,7 @@ async def look(bus: Bus, names: StreamNames) -> BrokerView:
         dead_letter_stream=letters is not None,
         dead_letters=0 if letters is None else letters["state"]["messages"],
         queues=_by_queue(found),
-        problem=_missing(names, tasks, letters),
+        problem=_missing(names, tasks, letters) or bus.denied,
     )
 
 

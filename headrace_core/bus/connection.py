@@ -16,8 +16,11 @@ from typing import Any
 
 from nats.aio.client import Client
 
+from headrace_core.bus.access import Access
+from headrace_core.bus.denials import Denials
 from headrace_core.bus.errors import (
     CLIENT_ERRORS,
+    AccessUnusable,
     BusError,
     BusUnavailable,
     JetStreamMissing,
@@ -27,7 +30,7 @@ from headrace_core.bus.errors import (
 )
 from headrace_core.bus.subscription import MessageCallback, Subscription
 from headrace_core.bus.wire import DirectClient, publish_command
-from headrace_core.telemetry import logs
+from headrace_core.telemetry import logs, metrics
 
 RECONNECT_SECONDS = 0.25
 CONNECT_SECONDS = 2.0  # for TCP, INFO and CONNECT, each; also for the whole of one round of attempts
@@ -53,10 +56,13 @@ class Bus:
     """One connection to NATS, kept up in the background from `connect` to `close`.
 
     `url` is one URL or several of one cluster, separated by commas. `name` is shown by the server's monitoring.
+    `access` says how we show who we are.
     """
 
-    def __init__(self, url: str, *, name: str) -> None:
+    def __init__(self, url: str, *, name: str, access: Access | None = None) -> None:
         self.name = name
+        self._access = access or Access()
+        self._denials = Denials()
         self._servers = [part.strip() for part in url.split(",") if part.strip()]
         if not self._servers:
             raise ValueError("the NATS URL is empty; give one like nats://host:4222")
@@ -68,6 +74,7 @@ class Bus:
         self._problem = "not connected yet"
         self._jetstream = False
         self._unanswered = 0
+        self._hide: Callable[[], None] = lambda: None
 
     @property
     def connected(self) -> bool:
@@ -84,6 +91,11 @@ class Bus:
         """Why there is no connection or no JetStream, as a sentence; empty when all is well."""
         return "" if self.jetstream else self._problem
 
+    @property
+    def denied(self) -> str:
+        """What NATS does not let us do on this connection, as a sentence; empty: nothing that we know of."""
+        return self._denials.sentence()
+
     def on_state_change(self, callback: StateCallback) -> Callable[[], None]:
         """Call `callback(connected)` from the event loop after every change; returns how to stop that.
 
@@ -97,6 +109,7 @@ class Bus:
     async def connect(self, timeout: float = CONNECT_SECONDS) -> bool:
         """Start connecting, for ever, and wait up to `timeout` seconds for it. Returns `connected`, never fails."""
         if self._task is None:
+            self._hide = metrics.show(self._figures)
             self._task = asyncio.create_task(self._run(), name=f"bus-connection-{self.name}")
         try:
             async with asyncio.timeout(timeout):
@@ -107,6 +120,7 @@ class Bus:
 
     async def close(self) -> None:
         """Send what is buffered (2 s at most) and disconnect for good. Idempotent."""
+        self._hide()
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -136,7 +150,7 @@ class Bus:
 
     def new_inbox(self) -> str:
         """Return a subject that nobody else has, to receive answers on."""
-        return f"_INBOX.{secrets.token_hex(11)}"
+        return f"{self._access.inbox}.{secrets.token_hex(11)}"
 
     async def send(
         self, subject: str, body: bytes = b"", *, reply: str = "", headers: Mapping[str, str] | None = None
@@ -189,17 +203,23 @@ class Bus:
     ) -> dict[str, Any]:
         """Ask the JetStream API (`$JS.API.…`) and return its answer, parsed.
 
-        Raises StreamMissing, DurableMissing, StreamFull, JetStreamMissing, RequestRefused; BusUnavailable when there
-        is no connection or no answer within `timeout` seconds (the request may have taken effect).
+        Raises StreamMissing, DurableMissing, StreamFull, JetStreamMissing, RequestRefused; Denied; BusUnavailable when
+        there is no connection or no answer within `timeout` seconds (the request may have taken effect).
         """
         client = self._live_client()
         body = b"" if payload is None else json.dumps(payload).encode()
+        asked_at = asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(timeout + 1.0):
-                message = await client.request(subject, body, timeout=timeout)
+            async with asyncio.timeout(timeout + 1.0) as limit:
+                with self._denials.ending(subject, limit):
+                    message = await client.request(subject, body, timeout=timeout)
         except CLIENT_ERRORS as error:
-            raise from_client(subject, error) from error
+            raise self._denials.of(subject, asked_at) or from_client(subject, error) from error
         return _parsed(subject, message.data)
+
+    def _figures(self) -> metrics.Figures:
+        yield metrics.broker_up.labels("connection"), float(self.connected)
+        yield metrics.broker_up.labels("jetstream"), float(self.jetstream)
 
     def _live_client(self) -> DirectClient:
         client = self._client
@@ -212,6 +232,10 @@ class Bus:
     def _where(self) -> str:
         # A URL may hold a password.
         return ",".join(server.rsplit("@", 1)[-1].removeprefix("nats://") for server in self._servers)
+
+    @property
+    def _needs_tls(self) -> bool:
+        return self._access.needs_tls or any(server.startswith("tls://") for server in self._servers)
 
     # -- the background task: owner is this object, failure policy is to go on -------------------------------
 
@@ -227,8 +251,9 @@ class Bus:
             await asyncio.sleep(RECONNECT_SECONDS * (0.75 + secrets.randbelow(500) / 1000))
 
     async def _open(self) -> DirectClient | None:
-        client = DirectClient()
+        client = DirectClient(needs_tls=self._needs_tls)
         try:
+            options = await asyncio.to_thread(self._access.options)
             async with asyncio.timeout(2 * CONNECT_SECONDS):
                 await client.connect(
                     list(self._servers),
@@ -241,7 +266,11 @@ class Bus:
                     max_outstanding_pings=2,
                     pending_size=0,  # publishing while disconnected fails instead of being buffered
                     error_cb=self._note_error,
+                    **options,
                 )
+        except AccessUnusable as error:
+            self._problem = error.message
+            return None
         except CLIENT_ERRORS as error:
             self._problem = str(client.last_error or error) or type(error).__name__
             await client.discard(CLOSE_SECONDS)
@@ -253,6 +282,7 @@ class Bus:
 
     async def _serve(self, client: DirectClient) -> None:
         try:
+            self._denials.clear()
             self._client = client
             for subscription in list(self._subscriptions):
                 await subscription.attach(client)
@@ -312,7 +342,8 @@ class Bus:
             )
         if isinstance(error, NoQuorum):
             return f"JetStream at {where} has no quorum: {error.message}"
-        return f"JetStream at {where} does not answer, is $JS.API.> allowed? {error.message} {seen}".rstrip()
+        why = self._denials.sentence() or f"{error.message} {seen}".rstrip()
+        return f"JetStream at {where} does not answer, is $JS.API.> allowed? {why}"
 
     def _announce(self, *, connected: bool) -> None:
         if connected:
@@ -334,7 +365,9 @@ class Bus:
         """Be told by nats-py of an error of the connection, whose end we see ourselves."""
         if self._client is None:  # else it is a refused command, and what JetStream said of itself counts
             self._problem = str(error) or type(error).__name__
-        _log.debug("NATS reports an error", action="bus_client_error", error=self._problem)
+        elif self._denials.note(str(error)):
+            _log.warning(self._denials.sentence(), action="bus_denied")
+        _log.debug("NATS reports an error", action="bus_client_error", error=str(error))
 
 
 def _parsed(subject: str, data: bytes) -> dict[str, Any]:

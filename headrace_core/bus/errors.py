@@ -39,6 +39,14 @@ class JetStreamMissing(BusError):
     """NATS is there, but JetStream is not: not enabled on the server, or not for this account."""
 
 
+class AccessUnusable(BusUnavailable):
+    """A file with which we would show who we are, or know the server by, is not fit for that."""
+
+
+class Denied(BusUnavailable):
+    """NATS does not let this user do it. Nothing was done; an operator has to allow it."""
+
+
 class NoQuorum(BusUnavailable):
     """NATS is there, but its JetStream has lost the majority of its servers. It comes back with them."""
 

@@ -178,7 +178,7 @@ class Publisher:
             async with asyncio.timeout(WINDOW_SECONDS):
                 await window.complete
         except TimeoutError:
-            return f"no answer within {WINDOW_SECONDS:g} s, perhaps stored"
+            return self._bus.denied or f"no answer within {WINDOW_SECONDS:g} s, perhaps stored"
         return "the connection was lost, perhaps stored"
 
     def _on_answer(self, message: Incoming) -> None:

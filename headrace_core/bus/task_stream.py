@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,6 +21,9 @@ from headrace_core.bus.topology import consumers, stream_info
 
 NANOSECOND_DIGITS = 9
 NANOSECONDS = 1_000_000_000
+MAX_SEQUENCE = 2**63 - 1
+"""Of a message: more than Postgres notes, and than a stream ever has."""
+_DURABLE = re.compile(r"[a-zA-Z0-9_-]{1,80}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +118,13 @@ def parse_advisory(body: bytes) -> Advisory:
     """Read an advisory about a message: MAX_DELIVERIES or MSG_TERMINATED. Raises ValueError for anything else."""
     try:
         content = json.loads(body)
-        return Advisory(str(content["consumer"]), int(content["stream_seq"]), nanoseconds(content["timestamp"]))
-    except (KeyError, TypeError, AttributeError) as error:
+        found = Advisory(str(content["consumer"]), int(content["stream_seq"]), nanoseconds(content["timestamp"]))
+    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"not an advisory about a message: {type(error).__name__}: {error}") from error
+    # Anybody may publish one. What neither the server nor Postgres can be asked for would come again for ever.
+    if not (_DURABLE.fullmatch(found.durable) and 0 < found.sequence <= MAX_SEQUENCE):
+        raise ValueError("not an advisory about a message of a durable of ours")
+    return found
 
 
 def nanoseconds(time: str) -> int:

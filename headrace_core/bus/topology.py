@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from headrace_core.bus.access import Access
 from headrace_core.bus.connection import Bus
 from headrace_core.bus.declaration import (
     LEVELS,
@@ -195,8 +196,8 @@ async def _ask(bus: Bus, subject: str, payload: Json) -> None:
 
 
 @asynccontextmanager
-async def _connected(nats_url: str) -> AsyncIterator[Bus]:
-    bus = Bus(nats_url, name="headrace-topology")
+async def _connected(nats_url: str, access: Access | None) -> AsyncIterator[Bus]:
+    bus = Bus(nats_url, name="headrace-topology", access=access)
     try:
         if not await bus.connect(CONNECT_SECONDS):
             raise BusUnavailable(f"cannot connect to NATS within {CONNECT_SECONDS:g} s: {bus.problem}")
@@ -208,23 +209,30 @@ async def _connected(nats_url: str) -> AsyncIterator[Bus]:
 
 
 async def apply_topology(
-    nats_url: str, names: StreamNames, queues: Iterable[Queue], replicas: int | None = None
+    nats_url: str,
+    names: StreamNames,
+    queues: Iterable[Queue],
+    replicas: int | None = None,
+    *,
+    access: Access | None = None,
 ) -> list[str]:
     """Connect, `apply` what `queues` need, and return the changes. Raises BusError."""
-    async with _connected(nats_url) as bus:
+    async with _connected(nats_url, access) as bus:
         return await apply(bus, declared(queues, names), replicas)
 
 
-async def verify_topology(nats_url: str, names: StreamNames, queues: Iterable[Queue]) -> list[str]:
+async def verify_topology(
+    nats_url: str, names: StreamNames, queues: Iterable[Queue], *, access: Access | None = None
+) -> list[str]:
     """Connect, `verify`, and return the problems. Raises BusError."""
-    async with _connected(nats_url) as bus:
+    async with _connected(nats_url, access) as bus:
         return await verify(bus, declared(queues, names))
 
 
-async def list_topology(nats_url: str, names: StreamNames) -> list[TopologyRow]:
+async def list_topology(nats_url: str, names: StreamNames, *, access: Access | None = None) -> list[TopologyRow]:
     """Connect and return what there is, declared or not. Raises BusError."""
     rows: list[TopologyRow] = []
-    async with _connected(nats_url) as bus:
+    async with _connected(nats_url, access) as bus:
         for stream in (names.tasks, names.dead_letters, names.advisories):
             rows += await _rows(bus, stream)
     return rows

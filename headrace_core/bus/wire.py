@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from nats.aio.client import Client
+from nats.errors import Error as NatsError
+from nats.errors import ProtocolError
 from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
 
 from headrace_core.bus.errors import CLIENT_ERRORS, RequestRefused
@@ -54,7 +56,18 @@ class DirectParser(Parser):
     nc: DirectClient
 
     async def parse(self, data: bytes = b"") -> None:
-        """Take what the connection has brought."""
+        """Take what the connection has brought. Raises ProtocolError, whatever goes wrong: of anything else the library
+        only says so, stops reading and never connects anew.
+        """
+        try:
+            await self._take(data)
+        except (ProtocolError, OSError):
+            raise
+        except Exception as error:
+            _log.exception("what the broker sent was not understood", action="bus_unreadable")
+            raise ProtocolError from error
+
+    async def _take(self, data: bytes) -> None:
         if self.state == AWAITING_CONTROL_LINE:
             if self.buf:
                 data = bytes(self.buf) + data
@@ -86,9 +99,9 @@ class DirectParser(Parser):
             if len(data) < start + size + 2:
                 return at, False
             body = start + int(words[-2]) if has_headers else start
-            reply = words[3].decode() if len(words) == (6 if has_headers else 5) else ""
+            reply = _text(words[3]) if len(words) == (6 if has_headers else 5) else ""
             headers = data[start:body] if has_headers else None
-            callback(Incoming(words[1].decode(), reply, data[body : start + size], headers))
+            callback(Incoming(_text(words[1]), reply, data[body : start + size], headers))
             at = start + size + 2
         return at, True
 
@@ -96,8 +109,10 @@ class DirectParser(Parser):
 class DirectClient(Client):
     """A client whose messages for the subscriptions in `direct` (by number) go straight to a plain function."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, needs_tls: bool = False) -> None:
+        """`needs_tls`: show nobody who we are in the clear. The library goes on so with a server that offers no TLS."""
         super().__init__()
+        self._needs_tls = needs_tls
         self.direct: dict[int, Callable[[Incoming], None]] = {}
         self._ps = DirectParser(self)
 
@@ -106,7 +121,13 @@ class DirectClient(Client):
         if callback is None:
             await super()._process_msg(sid, subject, reply, data, headers)  # type: ignore[arg-type]
         else:
-            callback(Incoming(subject.decode(), reply.decode(), data, headers))
+            callback(Incoming(_text(subject), _text(reply), data, headers))
+
+    def _connect_command(self) -> bytes:
+        writer: asyncio.StreamWriter | None = getattr(self._transport, "_io_writer", None)
+        if self._needs_tls and (writer is None or writer.get_extra_info("ssl_object") is None):
+            raise NatsError("TLS is asked for, and the server offers none: switch it on there, or correct the URL")
+        return super()._connect_command()
 
     def write_now(self, data: bytes) -> bool:
         """Write commands at once, without the detour over the flusher's task; False if something is to go before them.
@@ -149,6 +170,13 @@ class DirectClient(Client):
         if writer is not None:
             with contextlib.suppress(AttributeError):  # what asyncio raises for a transport that is closed already
                 writer.transport.abort()
+
+
+def _text(name: bytes) -> str:
+    """A subject or a reply. Anybody may publish with one that is no UTF-8, and an error in here would leave the
+    connection deaf: the library ends its reading and does not connect anew.
+    """
+    return name.decode("utf-8", "replace")
 
 
 def publish_command(

@@ -11,7 +11,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from headrace_core.bus.access import Access
 from headrace_core.bus.errors import BusError, BusUnavailable, ClusterTooSmall
+from headrace_core.bus.permissions import ADMIN, document
 from headrace_core.bus.topology import (
     StreamNames,
     TopologyRow,
@@ -67,7 +69,7 @@ def verify(nats_url: NatsUrl = None, config: Config = None) -> None:
     """Compare the server with the declaration; print each problem and exit with 1 when there is one."""
     settings = _settings(nats_url, config)
     queues = settings.topology.queues.values()
-    problems = _run(verify_topology(settings.nats_url, _names(settings), queues))
+    problems = _run(verify_topology(settings.nats_url, _names(settings), queues, access=_access(settings)))
     _print(problems or ["the topology is as declared"])
     if problems:
         raise typer.Exit(1)
@@ -77,17 +79,24 @@ def verify(nats_url: NatsUrl = None, config: Config = None) -> None:
 def show(nats_url: NatsUrl = None, config: Config = None) -> None:
     """Show the streams and durables that the server has, with what waits in them."""
     settings = _settings(nats_url, config)
-    rows = _run(list_topology(settings.nats_url, _names(settings)))
+    rows = _run(list_topology(settings.nats_url, _names(settings), access=_access(settings)))
     if not rows:
-        _fail(f"{settings.nats_url} has no stream of Headrace; create them with: headrace topology apply")
+        where = logs.without_passwords(settings.nats_url)
+        _fail(f"{where} has no stream of Headrace; create them with: headrace topology apply")
     Console().print(_table(rows))
+
+
+@app.command()
+def permissions(config: Config = None) -> None:
+    """Print what each service has to be allowed on NATS, as a file for nats-server to include."""
+    sys.stdout.write(document(_names(_settings(None, config))))
 
 
 async def _apply(settings: ServiceSettings, replicas: int | None, wait: float) -> list[str]:
     queues = settings.topology.queues.values()
 
     async def attempt() -> list[str]:
-        return await apply_topology(settings.nats_url, _names(settings), queues, replicas)
+        return await apply_topology(settings.nats_url, _names(settings), queues, replicas, access=_access(settings))
 
     return await until_there(attempt, (BusUnavailable, ClusterTooSmall), wait, "headrace topology apply")
 
@@ -115,6 +124,10 @@ def _settings(nats_url: str | None, config: Path | None) -> ServiceSettings:
 
 def _names(settings: ServiceSettings) -> StreamNames:
     return StreamNames(prefix=settings.stream_prefix, subjects=settings.subject_prefix)
+
+
+def _access(settings: ServiceSettings) -> Access:
+    return Access.of(settings, ADMIN)
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:

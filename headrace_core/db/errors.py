@@ -9,6 +9,9 @@ from headrace_core.errors import DatabaseUnavailable
 __all__ = ["DataRejected", "DatabaseUnavailable", "is_repeatable", "is_shortage", "translate"]
 
 
+DENIED = "42501"
+
+
 class DataRejected(Exception):
     """Postgres refused the data of a statement (SQLSTATE classes 22, 23, 54): a row of the batch is bad."""
 
@@ -36,11 +39,20 @@ def translate(error: BaseException) -> Exception | None:
     state = error.sqlstate or ""
     if state[:2] in ("22", "23", "54"):
         return DataRejected(state, error.diag.message_primary or type(error).__name__)
+    if state == DENIED:
+        return _denied(error)
     if is_shortage(error):
         return DatabaseUnavailable(f"Postgres is out of resources (SQLSTATE {state}): {_first_line(error)}")
-    if _says_unavailable(error, state):
-        return DatabaseUnavailable(f"Postgres does not answer: {_first_line(error)}")
-    return None
+    does_not_answer = _says_unavailable(error, state)
+    return DatabaseUnavailable(f"Postgres does not answer: {_first_line(error)}") if does_not_answer else None
+
+
+def _denied(error: psycopg.Error) -> DatabaseUnavailable:
+    """Nothing is lost by it: whoever asked tries again, and goes on once it is granted."""
+    return DatabaseUnavailable(
+        f"Postgres refuses (SQLSTATE {DENIED}): {_first_line(error)}; the user of HEADRACE_DATABASE_URL is no member "
+        "of its service's group, or the grants are missing: run headrace db migrate as the owner"
+    )
 
 
 def _says_unavailable(error: psycopg.Error, state: str) -> bool:

@@ -23,6 +23,14 @@ create table if not exists headrace_core.migrations (
     version text primary key, applied_at timestamptz not null default now()
 );
 """
+# Roles and grants: what the schema's own function makes of the roles that there are by now.
+_HAS_GRANTS = """
+select to_regprocedure('headrace_core.grant_services()') is not null and pg_has_role(n.nspowner, 'USAGE')
+from pg_namespace n where n.nspname = 'headrace_core'
+"""
+_GRANT = "select headrace_core.grant_services()"
+# The one notice that is meant for the operator; others say that what is there is there.
+_MEANT_FOR_THE_OPERATOR = "01HR1"
 # One try. Below the services' limit of 5 s for a statement; above the second after which Postgres ends an autovacuum
 # that is in the way.
 LOCK_SECONDS = 2.0
@@ -56,7 +64,8 @@ async def migrate(
 ) -> list[str]:
     """Apply what is missing; the versions applied, oldest first.
 
-    A lock that is not free is tried for `patience` seconds; `note` is told once that it is waited for.
+    A lock that is not free is tried for `patience` seconds; `note` is told once that it is waited for, and which roles
+    are missing where the URL's own role may not create them.
 
     Raises:
         psycopg.OperationalError: the database cannot be reached.
@@ -68,7 +77,7 @@ async def migrate(
     noted = False
     while True:
         try:
-            return await _attempt(database_url, end - clock())
+            return await _attempt(database_url, end - clock(), note)
         except (sqlstate.LockNotAvailable, sqlstate.DeadlockDetected) as error:
             holder = await _oldest_transaction(database_url)
             if clock() + GIVE_WAY_SECONDS >= end:
@@ -91,8 +100,10 @@ async def missing_versions(database_url: str) -> list[str]:
         return list(await _missing(connection))
 
 
-async def _attempt(database_url: str, patience: float) -> list[str]:
+async def _attempt(database_url: str, patience: float, note: Callable[[str], None]) -> list[str]:
+    notes: dict[str, None] = {}  # the function that grants may run twice
     async with _connected(database_url) as connection:
+        connection.add_notice_handler(lambda notice: _keep(notice, notes))
         # Nobody waits behind this lock but other migrations: it may be waited for in one piece.
         await _limit_lock_waits(connection, max(patience, 0.001))
         await connection.execute("select pg_advisory_xact_lock(%s)", (_LOCK,))
@@ -103,7 +114,22 @@ async def _attempt(database_url: str, patience: float) -> list[str]:
         for version, sql in missing.items():
             await connection.execute(sql.encode())
             await connection.execute("insert into headrace_core.migrations (version) values (%s)", (version,))
-        return list(missing)
+        await _grant(connection)
+    for text in notes:
+        note(text)
+    return list(missing)
+
+
+async def _grant(connection: _Connection) -> None:
+    """Grant again, for roles that were made since. Only for the schema's owner: others may not, and need not."""
+    found = await (await connection.execute(_HAS_GRANTS)).fetchone()
+    if found is not None and found[0]:
+        await connection.execute(_GRANT)
+
+
+def _keep(notice: psycopg.errors.Diagnostic, notes: dict[str, None]) -> None:
+    if notice.sqlstate == _MEANT_FOR_THE_OPERATOR and notice.message_primary:
+        notes[notice.message_primary] = None
 
 
 @asynccontextmanager

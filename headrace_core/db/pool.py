@@ -13,6 +13,7 @@ import asyncio
 import os
 import select
 import socket
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
@@ -24,6 +25,7 @@ from psycopg_pool import AsyncConnectionPool
 from headrace_core.db import arrays, session
 from headrace_core.db.errors import DatabaseUnavailable, is_repeatable, is_shortage, translate
 from headrace_core.settings.errors import SettingsError
+from headrace_core.telemetry import metrics
 
 Row = dict[str, Any]
 Params = Mapping[str, Any]
@@ -90,18 +92,21 @@ class Database:
         )
         self._shortage = ""
         self._shortage_until = 0.0
+        self._hide: Callable[[], None] = lambda: None
 
     @property
     def shortage(self) -> str:
         """What Postgres ran out of in the last 15 s, empty: nothing. With a full disk it still answers reads."""
-        return self._shortage if _now() < self._shortage_until else ""
+        return self._shortage if time.monotonic() < self._shortage_until else ""
 
     async def open(self) -> None:
         """Start connecting in the background; returns at once, also while Postgres is away."""
+        self._hide = metrics.show(self._figures)
         await self._pool.open(wait=False)
 
     async def close(self) -> None:
         """Close every connection; at most 5 s."""
+        self._hide()
         await self._pool.close(timeout=5)
 
     async def fetch(self, sql: str, params: Params = {}, *, timeout: float = 5.0) -> list[Row]:  # noqa: B006
@@ -131,6 +136,14 @@ class Database:
         """Run `work` in one transaction and commit. Raises as `fetch`; the outcome is then unknown."""
         return await self._bounded(lambda connection: _within(connection, work), timeout)
 
+    def _figures(self) -> metrics.Figures:
+        stats = self._pool.get_stats()
+        idle = stats.get("pool_available", 0)
+        yield metrics.db_connections.labels("busy"), stats.get("pool_size", 0) - idle
+        yield metrics.db_connections.labels("idle"), idle
+        yield metrics.db_waiting, stats.get("requests_waiting", 0)
+        yield metrics.db_shortage, float(bool(self.shortage))
+
     async def _bounded(self, work: Callable[[Connection], Awaitable[T]], timeout: float) -> T:
         deadline = _now() + timeout
         try:
@@ -147,7 +160,7 @@ class Database:
     def _note_shortage(self, error: BaseException, translated: Exception) -> None:
         if is_shortage(error):
             self._shortage = str(translated)
-            self._shortage_until = _now() + SHORTAGE_SECONDS
+            self._shortage_until = time.monotonic() + SHORTAGE_SECONDS
 
     async def _run_until_settled(self, work: Callable[[Connection], Awaitable[T]], deadline: float) -> T:
         for _ in range(_MAX_REPEATS):

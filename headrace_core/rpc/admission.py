@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from headrace_core.errors import Draining, ServerLimit
+from headrace_core.rpc.answers import Unsent
 
 # A bound, not a target: 10,000 watches and a burst of submits fit below it.
 MAX_CALLS = 20_000
@@ -21,6 +22,7 @@ class Admission:
         self._streams_per_client = streams_per_client
         self._streams: Counter[str] = Counter()
         self._running = 0
+        self.unsent = Unsent()
         self.draining = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()

@@ -20,10 +20,12 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import status_pb2  # type: ignore[import-untyped]
 
-from headrace_core.errors import DomainError, MalformedMessage
+from headrace_core.access.gate import Gate, is_open
+from headrace_core.errors import DomainError, MalformedMessage, PermissionDenied
 from headrace_core.rpc.admission import Admission
+from headrace_core.rpc.caller import Call, read_credentials
 from headrace_core.rpc.status import internal_status, number_of, status_of
-from headrace_core.telemetry import logs, metrics
+from headrace_core.telemetry import logs, metrics, tracing
 
 DETAILS_KEY = "grpc-status-details-bin"
 CODES = {number_of(code): code for code in grpc.StatusCode}
@@ -51,26 +53,33 @@ def wrapped(
     handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]],
     admission: Admission,
     salvage: Mapping[str, Salvage] = MappingProxyType({}),
+    gate: Gate | None = None,
 ) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
     """The same methods with everything around them. Raises TypeError for one that takes a stream of requests.
 
-    `salvage` has, by the method's name, what is tried with a request that cannot be parsed.
+    `salvage` has, by the method's name, what is tried with a request that cannot be parsed. `gate` says who may call;
+    without one everybody may.
     """
     return {
-        name: _wrapped_one(f"{service}/{name}", handler, admission, salvage.get(name))
+        name: _wrapped_one(f"{service}/{name}", handler, admission, salvage.get(name), gate)
         for name, handler in handlers.items()
     }
 
 
 def _wrapped_one(
-    method: str, handler: grpc.RpcMethodHandler[Any, Any], admission: Admission, salvage: Salvage | None
+    method: str,
+    handler: grpc.RpcMethodHandler[Any, Any],
+    admission: Admission,
+    salvage: Salvage | None,
+    gate: Gate | None,
 ) -> grpc.RpcMethodHandler[Any, Any]:
     if handler.request_streaming:
         raise TypeError(f"{method} takes a stream of requests; no method of Headrace does")
     parse = _tolerant(method, handler.request_deserializer, salvage)
     if handler.response_streaming:
         assert handler.unary_stream is not None
-        behaviour = _guarded(method, _counted(_streamed(handler.unary_stream), admission), admission)
+        stream = _kept(_counted(_streamed(handler.unary_stream), admission), gate)
+        behaviour = _guarded(method, stream, admission, gate)
         return grpc.unary_stream_rpc_method_handler(
             behaviour,
             request_deserializer=parse,
@@ -79,9 +88,9 @@ def _wrapped_one(
     # The stubs know the behaviours of the threaded server only.
     unary: Any = handler.unary_unary
     return grpc.unary_unary_rpc_method_handler(
-        _guarded(method, unary, admission),
+        _traced(method, _guarded(method, unary, admission, gate)),
         request_deserializer=parse,
-        response_serializer=handler.response_serializer,
+        response_serializer=admission.unsent.counting(handler.response_serializer),
     )
 
 
@@ -115,6 +124,20 @@ def _counted(behaviour: Unary, admission: Admission) -> Unary:
     return call
 
 
+def _kept(behaviour: Unary, gate: Gate | None) -> Unary:
+    """A stream ends when its caller may have it no longer."""
+    if gate is None:
+        return behaviour
+
+    async def call(request: Any, context: Context) -> Any:
+        if not isinstance(context, Call):  # a method that is open to everybody
+            return await behaviour(request, context)
+        async with gate.kept(context.credentials, context.identity):
+            return await behaviour(request, context)
+
+    return call
+
+
 def _streamed(behaviour: Any) -> Unary:
     """A stream as one coroutine. A generator is closed before the call counts as ended, whatever ended it."""
     if not inspect.isasyncgenfunction(behaviour):
@@ -129,8 +152,9 @@ def _streamed(behaviour: Any) -> Unary:
     return write_all
 
 
-def _guarded(method: str, behaviour: Unary, admission: Admission) -> Unary:
+def _guarded(method: str, behaviour: Unary, admission: Admission, gate: Gate | None) -> Unary:
     seconds = _Seconds(method)
+    admit = _admitting(method, gate)
 
     async def call(request: Any, context: Context) -> Any:
         started = time.perf_counter()
@@ -138,6 +162,9 @@ def _guarded(method: str, behaviour: Unary, admission: Admission) -> Unary:
         try:
             admission.enter()
             try:
+                admission.unsent.admit(context)
+                if admit is not None:
+                    context = await admit(request, context)
                 if type(request) is Malformed:
                     raise request.error
                 response = await behaviour(request, context)
@@ -156,6 +183,55 @@ def _guarded(method: str, behaviour: Unary, admission: Admission) -> Unary:
             seconds.observe(code, time.perf_counter() - started)
 
     return call
+
+
+def _traced(method: str, behaviour: Unary) -> Unary:
+    """With a span of its own for each call, where traces are on when the server is built; not for health."""
+    if tracing.spans is None or method.startswith("grpc.health."):
+        return behaviour
+
+    async def call(request: Any, context: Context) -> Any:
+        spans = tracing.spans
+        if spans is None:
+            return await behaviour(request, context)
+        with spans.rpc(method, context.invocation_metadata()) as ended:
+            code = "CANCELLED"  # as in _guarded
+            try:
+                response = await behaviour(request, context)
+                code = "OK"
+                return response
+            except grpc.aio.AbortError:
+                code = _code_name(context)
+                raise
+            finally:
+                ended(code)
+
+    return call
+
+
+def _code_name(context: Context) -> str:
+    code: Any = context.code()
+    return CODES[code].name if isinstance(code, int) else str(code.name)
+
+
+def _admitting(method: str, gate: Gate | None) -> Unary | None:
+    """What gives a call its caller, or refuses it; None where nobody is asked. A method without a row is denied."""
+    if gate is None or _needs_nothing(method):
+        return None
+
+    async def admit(request: Any, context: Context) -> Any:
+        credentials = read_credentials(context)
+        wanted = None if type(request) is Malformed else request
+        return Call(context, credentials, await gate.admit(method, wanted, credentials, context.peer()))
+
+    return admit
+
+
+def _needs_nothing(method: str) -> bool:
+    try:
+        return is_open(method)
+    except PermissionDenied:
+        return False
 
 
 class _Seconds:
@@ -188,5 +264,5 @@ async def _abort(context: Context, status: status_pb2.Status) -> NoReturn:
         await context.abort(CODES[status.code], status.message, metadata)
     except grpc.aio.InternalError as gone:
         # So grpc.aio says that the call was over already. Left alone, it logs this as a defect, with a traceback.
-        log.debug("the client left before its answer", action="rpc.client_gone", status=status.message)
+        log.debug("the client left before its answer", action="rpc.client_gone", code=CODES[status.code].name)
         raise asyncio.CancelledError from gone

@@ -10,17 +10,21 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc  # type: ignore[import-untyped]
-from grpc_reflection.v1alpha import reflection
 
+from headrace_core.access.gate import Gate
 from headrace_core.rpc.admission import MAX_CALLS, MAX_STREAMS_PER_CLIENT, Admission
 from headrace_core.rpc.handling import Salvage, wrapped
 from headrace_core.rpc.health import Health
+from headrace_core.rpc.reflection import enable_reflection
 from headrace_core.settings.environment import ServiceSettings
 from headrace_core.settings.errors import SettingsError
 from headrace_core.telemetry import logs
+from headrace_core.tls.certificates import Certificates
 
 HEALTH = "grpc.health.v1.Health"
 MAX_REQUEST_BYTES = 8 * 1024 * 1024
+MAX_METADATA_BYTES = 16 * 1024
+HANDSHAKE_SECONDS = 10
 # A full view may hold a result of 1 MiB twice, once as protobuf values, which take several times the room.
 MAX_RESPONSE_BYTES = 32 * 1024 * 1024
 # After the last call has ended: room for answers on their way and for clients that are just being told to go.
@@ -32,6 +36,15 @@ OPTIONS: Sequence[tuple[str, int]] = (
     # A burst of some 1,000 calls is otherwise refused with CANCELLED.
     ("grpc.server.max_pending_requests", MAX_CALLS),
     ("grpc.server.max_pending_requests_hard_limit", 2 * MAX_CALLS),
+    # A client that connects and never finishes its greeting (a scan, a plain client at a TLS port) would otherwise be
+    # kept for two minutes.
+    ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1000),
+    # Above the streams that one client may have, so that it is refused in words; without it there is no bound at all to
+    # the calls that are begun and never sent.
+    ("grpc.max_concurrent_streams", MAX_STREAMS_PER_CLIENT + 1_000),
+    # Both, because between them gRPC refuses at random. Room for a token of a large identity provider.
+    ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
     # A port that is taken is an error; otherwise two servers would share its calls between them.
     ("grpc.so_reuseport", 0),
     # Watches live for hours: notice a client whose machine is gone, and let clients look for us as often.
@@ -74,12 +87,12 @@ def _no_problems() -> list[str]:
 
 
 class GrpcServer:
-    """Answers on `listen` (host:port, port 0 takes a free one). `name` is for the log.
+    """Answers on `listen` (host:port, port 0 takes a free one), with `certificates` over TLS. `name` is for the log.
 
     Health says SERVING while the server is set so and `problems` (local and quick: no I/O in it) finds none.
     `add` every servicer, then `start`, then `set_serving(True)`. Servicers of streams wait on `draining` besides their
     own events and end their streams with `Draining` when it is set. A call whose client has gone, or whose deadline has
-    passed, is cancelled: its servicer gets CancelledError.
+    passed, is cancelled: its servicer gets CancelledError. `gate` says who may call what; None: everybody everything.
     """
 
     def __init__(
@@ -91,9 +104,13 @@ class GrpcServer:
         max_streams_per_client: int = MAX_STREAMS_PER_CLIENT,
         problems: Callable[[], list[str]] = _no_problems,
         age: ConnectionAge = ConnectionAge(),
+        certificates: Certificates | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self._listen = listen
+        self._certificates = certificates
         self._age = age
+        self._gate = gate
         self._name = name
         self._admission = Admission(max_calls, max_streams_per_client)
         # Health answers through the drain, and a watch on it holds nothing up.
@@ -125,7 +142,7 @@ class GrpcServer:
         register(servicer, registrar)
         if set(registrar.found) != {full_name}:
             raise ValueError(f"{full_name} was announced, {', '.join(registrar.found)} registered")
-        self._methods[full_name] = wrapped(full_name, registrar.found[full_name], admission, salvage)
+        self._methods[full_name] = wrapped(full_name, registrar.found[full_name], admission, salvage, self._gate)
         self._health.know(full_name)
 
     async def start(self) -> str:
@@ -136,14 +153,19 @@ class GrpcServer:
         server = grpc.aio.server(options=[*OPTIONS, *self._age.options()])
         for service, methods in self._methods.items():
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
-        reflection.enable_server_reflection((*self._methods, reflection.SERVICE_NAME), server)
-        try:
-            port = server.add_insecure_port(self._listen)
-        except RuntimeError as error:
-            raise SettingsError(f"cannot listen on {self._listen}: the address is taken, or not ours") from error
+        enable_reflection(tuple(self._methods), server, self._gate)
+        port = self._bind(server)
         await server.start()
         self._server = server
         return f"{self._listen.rpartition(':')[0]}:{port}"
+
+    def _bind(self, server: grpc.aio.Server) -> int:
+        try:
+            if self._certificates is None:
+                return server.add_insecure_port(self._listen)
+            return server.add_secure_port(self._listen, self._certificates.grpc_credentials())
+        except RuntimeError as error:
+            raise SettingsError(f"cannot listen on {self._listen}: the address is taken, or not ours") from error
 
     def set_serving(self, serving: bool) -> None:
         """What health says, for every service here, as long as there are no problems."""

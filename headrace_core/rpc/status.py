@@ -27,7 +27,7 @@ def status_of(error: DomainError) -> status_pb2.Status:
     if error.violations:
         _add(status, _bad_request(error.violations))
     if error.code is StatusCode.RESOURCE_EXHAUSTED:
-        subject = error.metadata.get("queue", "server")
+        subject = error.metadata.get("queue") or error.metadata.get("namespace") or "server"
         said = f"{error.reason}: {cut(error.message, MAX_DESCRIPTION_BYTES)}"
         violation = error_details_pb2.QuotaFailure.Violation(subject=subject, description=said)
         _add(status, error_details_pb2.QuotaFailure(violations=[violation]))

@@ -8,8 +8,11 @@ from typing import Any
 
 import uvicorn
 
+from headrace_core.runtime.http_bounds import MAX_HEAD_BYTES, BoundedHttp
 from headrace_core.settings.errors import SettingsError
 from headrace_core.telemetry import logs
+from headrace_core.tls.certificates import Certificates
+from headrace_core.tls.naming import NamingProtocol
 
 START_SECONDS = 10.0
 BACKLOG = 1024
@@ -20,12 +23,26 @@ log = logs.get(__name__)
 
 
 class HttpServer:
-    """Serves `app` on `listen` (host:port, port 0 takes a free one)."""
+    """Serves `app` on `listen` (host:port, port 0 takes a free one), with `certificates` over TLS.
 
-    def __init__(self, app: Any, listen: str, *, name: str = "http") -> None:
+    `request.state.certificate_names` has the names in the client's certificate then, if one was required.
+    """
+
+    def __init__(self, app: Any, listen: str, *, name: str = "http", certificates: Certificates | None = None) -> None:
         config = uvicorn.Config(
-            app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1, backlog=BACKLOG
+            app,
+            http=BoundedHttp if certificates is None else NamingProtocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=1,
+            backlog=BACKLOG,
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         )
+        if certificates is not None:
+            config.load()
+            config.ssl = certificates.http_context()
         self._listen = listen
         self._name = name
         self._server = _Embedded(config)

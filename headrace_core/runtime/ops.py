@@ -22,6 +22,7 @@ def ops_app(problems: Callable[[], list[str]]) -> Starlette:
         return JSONResponse({"ready": not found, "problems": found}, status_code=503 if found else 200)
 
     async def exposition(_request: Request) -> Response:
+        metrics.ready.set(not problems())
         return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE)
 
     return Starlette(

@@ -23,7 +23,9 @@ from headrace_core.runtime.service import Service
 from headrace_core.runtime.shadow import check_names
 from headrace_core.settings.environment import ServiceSettings, load_settings
 from headrace_core.settings.errors import SettingsError
-from headrace_core.telemetry import logs
+from headrace_core.telemetry import logs, metrics, tracing
+from headrace_core.telemetry.failures import log_uncaught
+from headrace_core.tls.exposure import check_exposure
 
 START_SECONDS = 60.0
 STOP_SECONDS = 10.0
@@ -49,6 +51,9 @@ def run(name: str, build: Build, *, default_listen: str, default_ops_listen: str
         check_names()
         settings = load_settings(os.environ, default_listen=default_listen, default_ops_listen=default_ops_listen)
         logs.configure(settings.log_level, settings.log_format, name)
+        log_uncaught(log)
+        check_exposure(name, settings)
+        tracing.start(name, os.environ)
         return uvloop.run(_Process(name, build, settings).live())
     except SettingsError as error:
         sys.stderr.write(f"headrace {name}: {error.message}\n")
@@ -75,6 +80,7 @@ class _Process:
 
     async def live(self) -> int:
         self._listen_to_signals()
+        metrics.set_service(self._name)
         service = self._build(self._settings)
         ops = HttpServer(ops_app(lambda: self._problems(service)), self._settings.ops_listen, name="ops")
         code = FAILED
@@ -86,8 +92,10 @@ class _Process:
                 code = await self._wait(service, ops)
                 self._serving = False
                 limit = self._settings.grace_seconds + DRAIN_MARGIN_SECONDS
+                grace_ends = time.monotonic() + self._settings.grace_seconds
                 if not await self._within(service.drain(), limit, "drain"):
                     code = FAILED
+                await tracing.stop(min(max(grace_ends - time.monotonic(), 0.0), tracing.FLUSH_SECONDS))
             elif self._stop_asked.is_set():
                 code = CLEAN
         finally:
@@ -123,7 +131,7 @@ class _Process:
             if closed.done() and (error := closed.exception()):
                 log.critical("the ops server has ended", action="service.failed", exc_info=error)
             if failed.done():
-                log.critical(str(failed.result()), action="service.failed")
+                log.critical("a background task failed for good", action="service.failed", name=failed.result().name)
             return CLEAN if asked.done() and not failed.done() else FAILED
         finally:
             for task in waiting:

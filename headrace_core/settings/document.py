@@ -10,7 +10,7 @@ from pydantic_core import PydanticUndefined
 
 from headrace_core.settings.environment import VARIABLES, ServiceSettings
 from headrace_core.settings.explain import allowed
-from headrace_core.settings.queues import Backoff, QueueSettings, TopLevel
+from headrace_core.settings.queues import Backoff, NamespaceSettings, QueueSettings, TopLevel
 
 INTRODUCTION = """# Configuration
 
@@ -47,6 +47,11 @@ BACKOFF = """### `backoff`
 The wait after a handler failure: `initial * factor^(failures - 1)`, at most `maximum`, spread by `jitter`.
 """
 
+NAMESPACES = """### `[[namespaces]]`
+
+One table for each namespace. If there is any, only these and `default` exist (UNKNOWN_NAMESPACE).
+"""
+
 
 def document() -> str:
     """The whole page."""
@@ -62,6 +67,8 @@ def document() -> str:
             *_table("key", QueueSettings, _own_names(QueueSettings)),
             BACKOFF,
             *_table("key", Backoff, _own_names(Backoff)),
+            NAMESPACES,
+            *_table("key", NamespaceSettings, _own_names(NamespaceSettings)),
         ]
     )
 

@@ -33,6 +33,8 @@ KUBERNETES = re.compile(
 KUBERNETES_PORT = re.compile(r"HEADRACE_(?:\w+_)?PORT")
 KUBERNETES_PORT_VALUE = re.compile(r"(?:tcp|udp|sctp)://")
 
+OF_CLIENTS = "Read by the SDK and the CLI; accepted and not used by services."
+
 
 def _listen_address(value: str) -> str:
     host, separator, port = value.rpartition(":")
@@ -80,6 +82,25 @@ class ServiceSettings(BaseModel):
     nats_url: Annotated[str, AfterValidator(_nats_url)] = Field(
         default="nats://127.0.0.1:4222",
         description="Where NATS is; several addresses of a cluster separated by commas.",
+    )
+    nats_tls_ca_file: Path | None = Field(
+        default=None,
+        description="The authority that NATS must be certified by, a PEM file. Set: no connection without TLS. Unset, "
+        "with tls:// addresses: the system's authorities.",
+    )
+    nats_tls_cert_file: Path | None = Field(
+        default=None, description="The service's own certificate for NATS, a PEM file, with its chain."
+    )
+    nats_tls_key_file: Path | None = Field(default=None, description="The key of that certificate, a PEM file.")
+    nats_user: str = Field(default="", description="The user on NATS, unless the URL names one.")
+    nats_password: SecretStr = Field(default=SecretStr(""), description="The user's password. Never logged.")
+    nats_password_file: Path | None = Field(
+        default=None, description="A file with the password in place of it, read at each connection."
+    )
+    nats_credentials_file: Path | None = Field(
+        default=None,
+        description="A credentials file of NATS (JWT and seed, as nsc writes it) in place of user and password, read "
+        "at each connection.",
     )
     broker: BrokerChoice = Field(
         default="nats", description="`none`: Postgres alone, no NATS at all. Overrides `broker` of headrace.toml."
@@ -142,6 +163,21 @@ class ServiceSettings(BaseModel):
         description="Producer and status: how long the calls on a connection that is too old may still run before they "
         "are cut, in seconds.",
     )
+    auth_file: Path | None = Field(
+        default=None,
+        description="Producer and status: the access file (TOML), see access.md; unless set, whoever reaches the "
+        "service may do everything. Read again when it changes.",
+    )
+    require_auth: bool = Field(
+        default=False,
+        description="Do not start on an address that is more than loopback without TLS and, producer and status, "
+        "without `HEADRACE_AUTH_FILE`.",
+    )
+    implicit_namespaces: bool = Field(
+        default=False,
+        description="Producer only: namespaces that headrace.toml does not declare exist too, without quotas. Where it "
+        "declares none, they always do.",
+    )
     pod_deletion_cost: bool = Field(
         default=False,
         description="Consumer only, in Kubernetes: note the number of running units in the annotation "
@@ -180,24 +216,54 @@ class ServiceSettings(BaseModel):
         description="Producer only: how long the events of such a task are kept after its end, in days; at least an "
         "hour (0.05); 0: as long as the task.",
     )
+    retention_audit_days: Annotated[float, AfterValidator(_an_hour_or_for_ever)] = Field(
+        default=365.0,
+        ge=0.0,
+        le=36500.0,
+        description="Producer only: how long the record of what operators did is kept, in days; at least an hour; "
+        "0: for ever.",
+    )
     retention_share: float = Field(
         default=0.2,
         gt=0.0,
         le=1.0,
         description="Producer only: how much of one connection's time a replica may spend on removing.",
     )
-    producer_address: str = Field(
-        default="", description="Read by the SDK and the CLI; accepted and not used by services."
+    tls_cert_file: Path | None = Field(
+        default=None,
+        description="The service's certificate with its chain, PEM: with it the gRPC port, and the status service's "
+        "HTTP port, speak TLS 1.2 or newer. Files that change are taken by new connections, without a restart. The ops "
+        "port stays plain.",
     )
-    status_address: str = Field(
-        default="", description="Read by the SDK and the CLI; accepted and not used by services."
+    tls_key_file: Path | None = Field(default=None, description="That certificate's key, PEM, not encrypted.")
+    tls_client_ca_file: Path | None = Field(
+        default=None,
+        description="Authorities of the clients, PEM: with it every client, of gRPC and HTTP alike, needs a "
+        "certificate of one of them.",
     )
+    producer_address: str = Field(default="", description=OF_CLIENTS)
+    status_address: str = Field(default="", description=OF_CLIENTS)
+    tls: str = Field(default="", description=OF_CLIENTS)
+    tls_ca_file: str = Field(default="", description=OF_CLIENTS)
+    client_cert_file: str = Field(default="", description=OF_CLIENTS)
+    client_key_file: str = Field(default="", description=OF_CLIENTS)
+    token: SecretStr = Field(default=SecretStr(""), description=OF_CLIENTS)
+    token_file: str = Field(default="", description=OF_CLIENTS)
     ai_backend: Literal["embedded", "openai"] = Field(
         default="embedded", description="`ai.analyze`: the model in the process, or an OpenAI-compatible server."
     )
     ai_base_url: str = Field(default="", description="`ai.analyze`: where the OpenAI-compatible server is.")
     ai_model: str = Field(default="", description="`ai.analyze`: which of the server's models.")
     ai_api_key: SecretStr = Field(default=SecretStr(""), description="`ai.analyze`: the server's key. Never logged.")
+    ai_count_tokens: bool = Field(
+        default=False, description="`ai.analyze`: ask the server for the tokens used, as metrics. Some servers refuse."
+    )
+    ai_prompt_price: float = Field(
+        default=0.0, ge=0, description="`ai.analyze`: price of a million prompt tokens, for the metric of the cost."
+    )
+    ai_completion_price: float = Field(
+        default=0.0, ge=0, description="`ai.analyze`: price of a million completion tokens, in the same currency."
+    )
     ai_timeout_seconds: float = Field(
         default=60.0, gt=0.0, le=3600.0, description="`ai.analyze`: how long one answer of the server may take."
     )
@@ -205,10 +271,36 @@ class ServiceSettings(BaseModel):
     """Not a variable: what headrace.toml declares, read together with the environment."""
 
     @model_validator(mode="after")
+    def _shows_one_thing_to_nats(self) -> Self:
+        if (self.nats_tls_cert_file is None) != (self.nats_tls_key_file is None):
+            raise ValueError("HEADRACE_NATS_TLS_CERT_FILE and HEADRACE_NATS_TLS_KEY_FILE need each other")
+        has_password, has_file = bool(self.nats_password.get_secret_value()), self.nats_password_file is not None
+        if has_password and has_file:
+            raise ValueError("HEADRACE_NATS_PASSWORD and HEADRACE_NATS_PASSWORD_FILE: give one of them")
+        if bool(self.nats_user) != (has_password or has_file):
+            raise ValueError("HEADRACE_NATS_USER needs HEADRACE_NATS_PASSWORD or …_FILE, and they need it")
+        if self.nats_user and self.nats_credentials_file is not None:
+            raise ValueError("HEADRACE_NATS_USER and HEADRACE_NATS_CREDENTIALS_FILE: give one of them")
+        return self
+
+    @model_validator(mode="after")
     def _knows_its_pod(self) -> Self:
         missing = [PREFIX + name.upper() for name in ("pod_name", "pod_namespace") if not getattr(self, name)]
         if self.pod_deletion_cost and missing:
             raise ValueError(f"HEADRACE_POD_DELETION_COST = true needs {' and '.join(missing)} too")
+        return self
+
+    @model_validator(mode="after")
+    def _knows_its_certificate_and_key(self) -> Self:
+        given = [self.tls_cert_file is not None, self.tls_key_file is not None]
+        if any(given) and not all(given):
+            raise ValueError(
+                "a certificate and its key need each other: set both HEADRACE_TLS_CERT_FILE and HEADRACE_TLS_KEY_FILE"
+            )
+        if self.tls_client_ca_file is not None and not all(given):
+            raise ValueError(
+                "clients are asked over TLS only: HEADRACE_TLS_CLIENT_CA_FILE needs HEADRACE_TLS_CERT_FILE too"
+            )
         return self
 
 

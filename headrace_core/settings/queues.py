@@ -107,10 +107,37 @@ class QueueSettings(_Declared):
         return 2.0 * self.ack_wait
 
 
+class NamespaceSettings(_Declared):
+    """A namespace and its quotas."""
+
+    name: str = Field(pattern=QUEUE_NAME, description="Unique; `[a-z0-9_-]`, at most 64 characters.")
+    rate_limit: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=1_000_000.0,
+        description="Tasks accepted per second and producer process, with a second's worth at once; 0: no limit.",
+    )
+    max_backlog: int = Field(
+        default=0,
+        ge=0,
+        le=1_000_000_000,
+        description="Tasks of the namespace waiting for their first start at which submits are refused "
+        "(QUOTA_EXCEEDED); 0: no limit.",
+    )
+    max_watches: int = Field(
+        default=0,
+        ge=0,
+        le=1_000_000,
+        description="Watch streams open at once per status process; 0: no limit.",
+    )
+
+
 class Topology(_Declared):
     """What headrace.toml declares, completed: queue `default` always exists."""
 
     queues: dict[str, QueueSettings] = Field(default_factory=dict)
+    namespaces: dict[str, NamespaceSettings] = Field(default_factory=dict)
+    """The declared ones. If there are any, only they and `default` exist."""
     broker: BrokerChoice = "nats"
     subject_prefix: str = Field(default="headrace", pattern=SUBJECT_PREFIX)
     source: Path | None = None
@@ -142,6 +169,10 @@ class TopLevel(_Declared):
         description="First token of every NATS subject; one for each installation.",
     )
     queues: list[dict[str, Any]] = Field(default_factory=list, description="The declared queues, `[[queues]]`.")
+    namespaces: list[dict[str, Any]] = Field(
+        default_factory=list,
+        description="The declared namespaces, `[[namespaces]]`; none: every name is one.",
+    )
 
 
 def load_topology(path: Path | None, environ: Mapping[str, str], cwd: Path) -> Topology:
@@ -187,7 +218,27 @@ def _topology_of(table: Mapping[str, Any], source: Path | None) -> Topology:
         if queue.name in queues:
             raise SettingsError(f"{where}: queue {queue.name} is declared twice; names must be unique")
         queues[queue.name] = queue
-    return Topology(queues=queues, broker=file.broker, subject_prefix=file.subject_prefix, source=source)
+    return Topology(
+        queues=queues,
+        namespaces=_namespaces_of(file.namespaces, where),
+        broker=file.broker,
+        subject_prefix=file.subject_prefix,
+        source=source,
+    )
+
+
+def _namespaces_of(tables: Iterable[Mapping[str, Any]], where: str) -> dict[str, NamespaceSettings]:
+    found: dict[str, NamespaceSettings] = {}
+    for number, table in enumerate(tables, start=1):
+        try:
+            namespace = NamespaceSettings.model_validate(table)
+        except ValidationError as error:
+            name = table.get("name", f"number {number}")
+            raise SettingsError(f"{where}: namespace {name}: {explain(error, NamespaceSettings)}") from error
+        if namespace.name in found:
+            raise SettingsError(f"{where}: namespace {namespace.name} is declared twice; names must be unique")
+        found[namespace.name] = namespace
+    return found
 
 
 def _queue_of(declared: Mapping[str, Any], where: str) -> QueueSettings:

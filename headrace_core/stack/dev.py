@@ -17,6 +17,7 @@ from headrace_core.settings.environment import ServiceSettings
 from headrace_core.stack.errors import StackError
 from headrace_core.stack.folder import FolderLock
 from headrace_core.stack.keeping import Backoff, Part, keep_alive, report_consumer
+from headrace_core.stack.logins import as_service
 from headrace_core.stack.logs import StackLog
 from headrace_core.stack.nats import NatsServer
 from headrace_core.stack.ports import require_free
@@ -197,7 +198,7 @@ class LocalStack:
 
     def _service(self, name: str, module: str, **settings: str) -> Service:
         environment = self._environment() | {
-            "HEADRACE_DATABASE_URL": self.postgres.url(DATABASE),
+            "HEADRACE_DATABASE_URL": as_service(self.postgres.url(DATABASE), module),
             "HEADRACE_NATS_URL": self.nats.url,
             "HEADRACE_LISTEN": loopback(0),
             "HEADRACE_OPS_LISTEN": loopback(0),
@@ -219,7 +220,11 @@ class LocalStack:
         return service
 
     def _environment(self) -> dict[str, str]:
-        defaults = {"HEADRACE_CREATE_QUEUES": "true", "HEADRACE_LOG_FORMAT": "console"}
+        defaults = {
+            "HEADRACE_CREATE_QUEUES": "true",
+            "HEADRACE_IMPLICIT_NAMESPACES": "true",
+            "HEADRACE_LOG_FORMAT": "console",
+        }
         inherited = inherited_environment(self.options.working_folder)
         return defaults | inherited | dict(self.options.environment)
 

@@ -21,6 +21,7 @@ from psycopg import sql
 from headrace_core.stack.binaries import postgres_folder
 from headrace_core.stack.child import Child, describe_exit
 from headrace_core.stack.errors import StackError
+from headrace_core.stack.logins import CREATE
 from headrace_core.stack.logs import StackLog
 from headrace_core.stack.ports import LOOPBACK, free_port
 
@@ -129,11 +130,12 @@ class Postgres:
         return await self._child.wait()
 
     async def create_database(self, name: str, *, template: str | None = None) -> str:
-        """Create the database `name` unless it exists, as a copy of `template` if given; return its URL.
+        """Create the database `name` unless it exists, as a copy of `template` if given; return its owner's URL.
 
-        A template must have no open connection.
+        A template must have no open connection. The services' login roles are there afterwards.
         """
         async with await self._connect() as connection:
+            await connection.execute(CREATE)
             found = await connection.execute("select 1 from pg_database where datname = %s", (name,))
             if await found.fetchone() is None:
                 source = sql.Identifier(template or "template1")

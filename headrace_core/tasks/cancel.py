@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from uuid import UUID
 
 from headrace_core.db import queries
-from headrace_core.db.pool import Database, Transaction
+from headrace_core.db.pool import Database, Row, Transaction
 from headrace_core.errors import TaskNotFound, TaskTerminal
+from headrace_core.tasks.audit import Action
 from headrace_core.tasks.model import TaskRecord, TaskState, Wake
 from headrace_core.tasks.records import read_records
-from headrace_core.tasks.settle import TaskEnd, end_tasks, lock_tasks
+from headrace_core.tasks.settle import TaskEnd, count_ends, end_tasks, lock_tasks
 
 _SQL = queries.load("headrace_core.tasks", "sql/cancel.sql")
 
@@ -24,16 +26,26 @@ class Cancelled:
     wakes: list[Wake]
 
 
-async def cancel(db: Database, task_id: UUID, reason: str = "CANCELLED_BY_CLIENT") -> Cancelled:
-    """Cancel a task and every open unit of it. Idempotent.
+async def cancel(
+    db: Database,
+    task_id: UUID,
+    reason: str = "CANCELLED_BY_CLIENT",
+    *,
+    check: Callable[[TaskRecord], None] | None = None,
+    action: Action | None = None,
+) -> Cancelled:
+    """Cancel a task and every open unit of it. Idempotent. `check` may raise; then nothing has changed.
 
     Raises:
         TaskNotFound: no such task.
         TaskTerminal: it has ended otherwise.
     """
 
-    async def work(tx: Transaction) -> Cancelled:
+    async def work(tx: Transaction) -> tuple[Cancelled, list[Row]]:
         await lock_tasks(tx, [task_id])
+        before = (await read_records(tx, [task_id])).get(task_id) if check or action else None
+        if check is not None and before is not None:
+            check(before)
         ended = await end_tasks(tx, [TaskEnd(task_id, reason)], TaskState.CANCELLED)
         task = (await read_records(tx, [task_id])).get(task_id)
         if task is None:
@@ -43,19 +55,25 @@ async def cancel(db: Database, task_id: UUID, reason: str = "CANCELLED_BY_CLIENT
                 f"task {task_id} has ended as {task.state}; it cannot be cancelled",
                 metadata={"state": task.state},
             )
-        return Cancelled(task, bool(ended), [Wake(row["task_id"], row["sequence"]) for row in ended])
+        if action is not None and before is not None:
+            action.namespace = task.namespace
+            await action.note(tx, {"state": task.state}, before={"state": before.state})
+        return Cancelled(task, bool(ended), [Wake(row["task_id"], row["sequence"]) for row in ended]), ended
 
-    return await db.run(work)
+    cancelled, ended = await db.run(work)
+    count_ends(ended)
+    return cancelled
 
 
 async def expire(db: Database, limit: int = 500) -> list[Wake]:
     """End up to `limit` tasks whose deadline has passed, as EXPIRED."""
 
-    async def work(tx: Transaction) -> list[Wake]:
+    async def work(tx: Transaction) -> list[Row]:
         overdue = [
             TaskEnd(row["task_id"], "DEADLINE_EXCEEDED") for row in await tx.fetch(_SQL["overdue"], {"limit": limit})
         ]
-        ended = await end_tasks(tx, overdue, TaskState.EXPIRED) if overdue else []
-        return [Wake(row["task_id"], row["sequence"]) for row in ended]
+        return await end_tasks(tx, overdue, TaskState.EXPIRED) if overdue else []
 
-    return await db.run(work)
+    ended = await db.run(work)
+    count_ends(ended)
+    return [Wake(row["task_id"], row["sequence"]) for row in ended]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from headrace_core.tasks.model import (
     Wake,
     in_order,
 )
+from headrace_core.telemetry import metrics
 
 _SQL = queries.load("headrace_core.tasks", "sql/claim.sql")
 
@@ -41,6 +43,7 @@ class _Met(NamedTuple):
     claimed: bool
     epoch: int
     sequence: int
+    waited: float
     kind: str
     queue: str
     namespace: str
@@ -55,6 +58,7 @@ class _Met(NamedTuple):
     max_attempts: int
     max_crashes: int
     suspect: bool
+    trace_context: str | None
 
 
 async def claim(db: Database, deliveries: Sequence[Delivered], holder: Holder) -> tuple[list[Claim], list[Wake]]:
@@ -67,6 +71,7 @@ async def claim(db: Database, deliveries: Sequence[Delivered], holder: Holder) -
     """
     asked = _params((delivered.unit_id for delivered in deliveries), holder)
     met = {UnitId(row.task_id, row.unit): row for row in await db.fetch_as(_Met, _SQL["claim"], asked)}
+    _count_waits(met.values())
     return _answers(deliveries, met, holder), _wakes(met.values())
 
 
@@ -84,7 +89,17 @@ async def claim_due(
         return [_Met(**row) for row in await tx.fetch(_SQL["claim"], _params(due, holder))] if due else []
 
     met = await db.run(work)
+    _count_waits(met)
     return [_claimed(row, holder) for row in met if row.claimed], _wakes(met)
+
+
+def _count_waits(rows: Iterable[_Met]) -> None:
+    waits: defaultdict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        if row.claimed:
+            waits[row.queue].append(row.waited)
+    for queue, seconds in waits.items():
+        metrics.wait_seconds.labels(queue).observe_many(seconds)
 
 
 def _params(unit_ids: Iterable[UnitId], holder: Holder) -> dict[str, Any]:
@@ -96,6 +111,7 @@ def _params(unit_ids: Iterable[UnitId], holder: Holder) -> dict[str, Any]:
         "worker": holder.worker,
         "kinds": list(holder.kinds),
         "sharded": list(holder.sharded),
+        "traced": holder.traced,
     }
 
 

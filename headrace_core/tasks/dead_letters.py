@@ -6,14 +6,17 @@ the DLQ stream. Whoever changes one locks its task's row first, in the order of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
+from typing import NamedTuple
 from uuid import UUID
 
 from headrace_core.db import queries
 from headrace_core.db.pool import Database, Row, Transaction
 from headrace_core.errors import DeadLetterResolved, DeadlinePassed, DomainError, InvalidFields, Violation
+from headrace_core.tasks.audit import Action
 from headrace_core.tasks.model import TASK, Publication, TaskRecord, UnitId, Wake
 from headrace_core.tasks.outcome import error_json
 from headrace_core.tasks.reading import AttemptRecord
@@ -55,6 +58,8 @@ class Filter:
     reason: str | None = None
     failed_before: datetime | None = None
     include_resolved: bool = False
+    within: tuple[str, ...] | None = None
+    """The namespaces that whoever asks may look into; None: all, and what has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,17 @@ class Turn:
 
     letter: Chosen
     deadline: datetime | None
+
+
+class Traced(NamedTuple):
+    """What a span about a task says of it, and the trace context that its row has."""
+
+    task_id: UUID
+    trace_context: str | None
+    namespace: str
+    queue: str
+    kind: str
+    generation: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +148,11 @@ async def read_content(db: Database, letter: DeadLetter) -> tuple[bytes, list[At
     return bytes(content or b""), [AttemptRecord(**attempt) for attempt in attempts]
 
 
+async def trace_contexts(db: Database, task_ids: Sequence[UUID]) -> list[Traced]:
+    """Those of the tasks that exist. Asked only where traces are on."""
+    return await db.fetch_as(Traced, _SQL["trace_contexts"], {"tasks": list(task_ids)})
+
+
 async def redrive(
     db: Database,
     letters: Sequence[Chosen],
@@ -139,13 +160,15 @@ async def redrive(
     deadline: datetime | None = None,
     payload: bytes | None = None,
     strict: bool = False,
+    traces: Mapping[UUID, str] = MappingProxyType({}),
+    action: Action | None = None,
 ) -> Redriven:
     """Give failed tasks a new generation with fresh budgets, in one transaction.
 
     A plain task, or one that failed before its plan was done, or one that gets a new `payload` (which drops plan and
     parts), is PENDING afterwards. A sharded one with a plan passes through PENDING to PROCESSING without a holder, as
     after its plan: its finished shards stay, and only what had not finished is PENDING again. `deadline` replaces the
-    tasks' own. What cannot be redriven is left out, unless `strict`.
+    tasks' own, `traces` their trace contexts. What cannot be redriven is left out, unless `strict`.
 
     Raises, if `strict`, and then nothing has changed:
         DeadLetterResolved: one of them was redriven or discarded before.
@@ -161,40 +184,54 @@ async def redrive(
         params = {
             "letters": [letter.id for letter in chosen],
             "tasks": task_ids,
+            "traces": [traces.get(task_id) for task_id in task_ids if task_id] if traces else [],
             "deadline": deadline,
             "payload": payload.decode() if payload is not None else None,
         }
         rows = await tx.fetch(_SQL["redrive"], params) if chosen else []
         rows += await _missing_merges(tx, rows)
         records = await read_records(tx, task_ids)
+        if action is not None:
+            changed = {"payload": "replaced"} if payload is not None else {}
+            await action.note(tx, {"redriven": action.done + len(task_ids)} | changed)
         return Redriven(
             [records[task_id] for task_id in task_ids if task_id in records],
-            [_publication(row) for row in rows if row["unit"] != TASK or not row["planned"]],
+            [_publication(row, traces) for row in rows if row["unit"] != TASK or not row["planned"]],
             [Wake(row["task_id"], row["sequence"]) for row in rows if row["unit"] == TASK],
         )
 
     return await db.run(work)
 
 
-async def discard(db: Database, letters: Sequence[Chosen]) -> Discarded:
+async def discard(db: Database, letters: Sequence[Chosen], action: Action | None = None) -> Discarded:
     """Close open entries for good, in one transaction; their tasks become CANCELLED, reason DISCARDED."""
 
     async def work(tx: Transaction) -> Discarded:
         await lock_tasks(tx, [letter.task_id for letter in letters if letter.task_id])
         rows = await tx.fetch(_SQL["discard"], {"letters": [letter.id for letter in letters]})
+        if action is not None:
+            await action.note(tx, {"discarded": action.done + len(rows)})
         return Discarded(len(rows), [Wake(row["task_id"], row["sequence"]) for row in rows if row["sequence"]])
 
     return await db.run(work)
 
 
-async def schedule(db: Database, letters: Sequence[Chosen], rate: float, deadline: datetime | None) -> None:
+async def schedule(
+    db: Database, letters: Sequence[Chosen], rate: float, deadline: datetime | None, action: Action | None = None
+) -> None:
     """Give each entry its turn, `rate` a second, the first one interval from now."""
     params = {
         "letters": [letter.id for letter in letters],
         "delays": [(index + 1) / rate for index in range(len(letters))],
         "deadline": deadline,
     }
-    await db.execute(_SQL["schedule"], params)
+
+    async def work(tx: Transaction) -> None:
+        await tx.execute(_SQL["schedule"], params)
+        if action is not None:
+            await action.note(tx, {"redriven": action.done, "scheduled": len(letters), "rate": rate})
+
+    await db.run(work)
 
 
 async def take_turns(db: Database, limit: int = 500) -> list[Turn]:
@@ -311,14 +348,16 @@ async def _missing_merges(tx: Transaction, rows: Sequence[Row]) -> list[Row]:
     return [row | {"planned": True} for row in await tx.fetch(_MERGES, {"tasks": complete})]
 
 
-def _publication(row: Row) -> Publication:
+def _publication(row: Row, traces: Mapping[UUID, str]) -> Publication:
     unit_id = UnitId(row["task_id"], row["unit"])
-    return Publication(unit_id, row["queue"], row["priority"], resumed=True, dispatch=row["dispatch"])
+    trace_context = traces.get(unit_id.task_id)
+    return Publication(unit_id, row["queue"], row["priority"], True, row["dispatch"], trace_context)
 
 
 def _filter_params(wanted: Filter) -> dict[str, object]:
     return {
         "namespace": wanted.namespace,
+        "within": None if wanted.within is None else list(wanted.within),
         "queue": wanted.queue,
         "kind": wanted.kind,
         "reason": wanted.reason,

@@ -72,6 +72,8 @@ class Holder(NamedTuple):
     worker: str
     kinds: tuple[str, ...]
     sharded: tuple[str, ...]
+    traced: bool = False
+    """Claims bring the trace contexts of the tasks."""
 
 
 class NewTask(NamedTuple):
@@ -90,6 +92,8 @@ class NewTask(NamedTuple):
     deadline: datetime | None = None
     max_attempts: int = 3
     max_crashes: int = 3
+    trace_context: str | None = None
+    """As headrace_core.telemetry.spans writes it; None: not traced."""
 
 
 class TaskRecord(NamedTuple):
@@ -132,6 +136,8 @@ class Submitted(NamedTuple):
     task: TaskRecord
     created: bool
     reused: bool = False
+    trace_context: str | None = None
+    """Of a task that was created."""
 
 
 class Publication(NamedTuple):
@@ -142,6 +148,8 @@ class Publication(NamedTuple):
     priority: int
     resumed: bool
     dispatch: int
+    trace_context: str | None = None
+    """What the span of the publication belongs to, where it is known; it is no part of the message."""
 
     @property
     def subject_suffix(self) -> str:
@@ -203,6 +211,8 @@ class ClaimedUnit(NamedTuple):
     max_attempts: int
     max_crashes: int
     suspect: bool
+    trace_context: str | None = None
+    """Of its task; None also where the holder traces nothing."""
 
 
 class Wake(NamedTuple):

@@ -7,13 +7,14 @@ from collections.abc import Collection, Sequence
 from headrace_core.db import arrays, queries
 from headrace_core.db.pool import Database
 from headrace_core.tasks.model import Publication, TaskRecord, UnitId
+from headrace_core.telemetry import metrics
 
 _SQL = queries.load("headrace_core.tasks", "sql/publication.sql")
 
 
-def of_submitted(task: TaskRecord) -> Publication:
+def of_submitted(task: TaskRecord, trace_context: str | None = None) -> Publication:
     """The first publication of a task that was just accepted."""
-    return Publication(UnitId(task.id), task.queue, task.priority, resumed=False, dispatch=1)
+    return Publication(UnitId(task.id), task.queue, task.priority, False, 1, trace_context)
 
 
 async def take_unpublished(db: Database, limit: int, grace: float, full: Collection[str] = ()) -> list[Publication]:
@@ -22,6 +23,7 @@ async def take_unpublished(db: Database, limit: int, grace: float, full: Collect
     `full` names subjects (`<queue>.<level>`) that the stream refuses for now.
     """
     rows = await db.fetch(_SQL["take_unpublished"], {"limit": limit, "grace": grace, "full": list(full)})
+    metrics.relay_lag_seconds.labels("sweep").observe_many([row["waited"] for row in rows])
     return [
         Publication(
             UnitId(row["task_id"], row["unit"]),
@@ -29,6 +31,7 @@ async def take_unpublished(db: Database, limit: int, grace: float, full: Collect
             row["priority"],
             row["resumed"],
             row["dispatch"],
+            row["trace_context"],
         )
         for row in rows
     ]

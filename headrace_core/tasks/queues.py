@@ -15,8 +15,9 @@ from headrace_core.db import queries
 from headrace_core.db.pool import Database, Row, Transaction
 from headrace_core.errors import UnknownQueue
 from headrace_core.settings.queues import QueueSettings
+from headrace_core.tasks.audit import OK, UNFINISHED, Action
 from headrace_core.tasks.model import TaskState, Wake
-from headrace_core.tasks.settle import TaskEnd, end_tasks
+from headrace_core.tasks.settle import TaskEnd, count_ends, end_tasks
 
 _SQL = queries.load("headrace_core.tasks", "sql/queues.sql")
 PURGE_BATCH = 500
@@ -91,32 +92,61 @@ async def read_figures(db: Database, name: str | None = None) -> list[QueueFigur
     return found
 
 
-async def pause(db: Database, name: str) -> None:
+async def pause(db: Database, name: str, action: Action | None = None) -> None:
     """Start nothing more of the queue. Idempotent. Raises UnknownQueue."""
-    if not await db.fetch(_SQL["pause"], {"name": name}):
-        raise unknown_queue(name)
+    await _steer(db, "pause", name, action)
 
 
-async def resume(db: Database, name: str) -> None:
+async def resume(db: Database, name: str, action: Action | None = None) -> None:
     """Go on. Idempotent. Raises UnknownQueue."""
-    if not await db.fetch(_SQL["resume"], {"name": name}):
-        raise unknown_queue(name)
+    await _steer(db, "resume", name, action)
 
 
-async def purge(db: Database, name: str, before: datetime, *, last_look: bool = False) -> list[Wake]:
+async def _steer(db: Database, statement: str, name: str, action: Action | None) -> None:
+    async def work(tx: Transaction) -> None:
+        before = await tx.fetch(_SQL["lock_pause"], {"name": name}) if action else []
+        after = await tx.fetch(_SQL[statement], {"name": name})
+        if not after:
+            raise unknown_queue(name)
+        if action is not None:
+            await action.note(tx, _pause_json(after[0]), before=_pause_json(before[0]))
+
+    await db.run(work)
+
+
+def _pause_json(row: Row) -> dict[str, Any]:
+    paused_at = row["paused_at"]
+    return {"paused_at": paused_at.isoformat() if paused_at is not None else None}
+
+
+async def purge(
+    db: Database, name: str, before: datetime, *, last_look: bool = False, action: Action | None = None
+) -> list[Wake]:
     """Cancel up to PURGE_BATCH waiting tasks of the queue that existed at `before`; reason PURGED.
 
     Call until it finds none, then once more with `last_look`, which waits for rows that others hold.
     """
     statement = "waiting_still" if last_look else "waiting"
 
-    async def work(tx: Transaction) -> list[Wake]:
+    async def work(tx: Transaction) -> list[Row]:
         params: dict[str, Any] = {"queue": name, "before": before, "limit": PURGE_BATCH}
         waiting = [TaskEnd(row["task_id"], "PURGED") for row in await tx.fetch(_SQL[statement], params)]
         ended = await end_tasks(tx, waiting, TaskState.CANCELLED) if waiting else []
-        return [Wake(row["task_id"], row["sequence"]) for row in ended]
+        if action is not None and (ended or last_look):
+            outcome = OK if last_look and not ended else UNFINISHED
+            await action.note(tx, {"purged": action.done + len(ended)}, outcome=outcome)
+        return ended
 
-    return await db.run(work)
+    ended = await db.run(work)
+    count_ends(ended)
+    return [Wake(row["task_id"], row["sequence"]) for row in ended]
+
+
+async def count_waiting(db: Database, namespaces: Iterable[str]) -> dict[str, int]:
+    """Tasks of these namespaces that nobody has started yet. Reads every waiting task once."""
+    names = list(namespaces)
+    rows = await db.fetch(_SQL["waiting_of"], {"namespaces": names})
+    return dict.fromkeys(names, 0) | {row["namespace"]: row["waiting"] for row in rows}
 
 
 def _settings(row: Row) -> QueueSettings:

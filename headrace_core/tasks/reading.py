@@ -41,14 +41,17 @@ class TaskFilter:
     labels: tuple[tuple[str, str], ...] = ()
     created_after: datetime | None = None
     created_before: datetime | None = None
+    within: tuple[str, ...] | None = None
+    """The namespaces that whoever asks may look into; None: all."""
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a task stands."""
+    """Where a task stands, and whose it is."""
 
     sequence: int
     state: TaskState
+    namespace: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +260,7 @@ def _id_bound(moment: datetime | None, margin: timedelta, otherwise: UUID) -> UU
 def _filter_params(wanted: TaskFilter) -> dict[str, Any]:
     return {
         "namespace": wanted.namespace or None,
+        "within": None if wanted.within is None else list(wanted.within),
         "kind": wanted.kind or None,
         "queue": wanted.queue or None,
         "states": [str(state) for state in wanted.states] or None,
@@ -267,4 +271,4 @@ def _filter_params(wanted: TaskFilter) -> dict[str, Any]:
 
 
 def _positions(rows: list[Row]) -> dict[UUID, Position]:
-    return {row["task_id"]: Position(row["sequence"], TaskState(row["state"])) for row in rows}
+    return {row["task_id"]: Position(row["sequence"], TaskState(row["state"]), row["namespace"]) for row in rows}

@@ -101,6 +101,12 @@ async def remove_letters(db: Database, age: timedelta, *, limit: int = MAX_TASKS
     return await _run(db, lambda tx: tx.execute(_SQL["remove_letters"], params))
 
 
+async def remove_audit(db: Database, age: timedelta, *, limit: int = MAX_TASKS) -> int:
+    """Remove up to `limit` records of what operators did over `age` ago; how many went. Raises as `remove_tasks`."""
+    params = {"age": age.total_seconds(), "limit": limit}
+    return await _run(db, lambda tx: tx.execute(_SQL["remove_audit"], params))
+
+
 async def _remove(tx: Transaction, chosen: Sequence[Row], rows: int, *, more: bool) -> Removed:
     """In an order that leaves a task that is seen, if only a part of it fits into this transaction."""
     tasks, first, last = _ids(chosen), chosen[0]["ended_at"], chosen[-1]["ended_at"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from uuid import UUID
@@ -52,22 +52,45 @@ async def settle(
     if all(isinstance(item, Complete) and item.lease.unit_id.unit == TASK for item in settlements):
         return await _settle_plain(db, [item for item in settlements if isinstance(item, Complete)])
 
-    async def work(tx: Transaction) -> Settlements:
+    async def work(tx: Transaction) -> tuple[Settlements, list[Row]]:
         batch = _Batch(tx, list(sharded), renewals or {})
         await batch.write(settlements)
-        return batch.outcome(settlements)
+        return batch.outcome(settlements), batch.ended
 
-    settled = await db.run(work)
+    settled, ended = await db.run(work)
     # Here and not where attempts end: consumers settle, and so does the relay that takes over from them.
+    count_ends(ended)
+    _count_charges(settlements, settled)
+    return settled
+
+
+def count_ends(rows: Iterable[Row], state: str = "COMPLETED") -> None:
+    """Note how long tasks took, after the commit that ended them; `state` is for rows that do not say it."""
+    took: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+    for row in rows:
+        if row["took"] is not None:
+            took[row["queue"], row.get("state", state)].append(row["took"])
+    for labels, seconds in took.items():
+        metrics.task_seconds.labels(*labels).observe_many(seconds)
+
+
+def _count_charges(settlements: Sequence[Settlement], settled: Settlements) -> None:
     for reason, number in Counter(settled.failed).items():
         metrics.dead_letters_total.labels(reason).inc(number)
-    return settled
+    charged = Counter(
+        (item.charge, "failed" if isinstance(item, Fail) else "retry")
+        for item, answer in zip(settlements, settled.answers, strict=True)
+        if answer.applied and isinstance(item, Fail | Reschedule)
+    )
+    for (budget, follows), number in charged.items():
+        metrics.attempts_charged_total.labels(budget, follows).inc(number)
 
 
 async def _settle_plain(db: Database, completed: Sequence[Complete]) -> Settlements:
     """Plain tasks that are done, which is most of them: one statement locks and changes each row, in their order."""
     ordered = sorted(completed, key=lambda item: item.lease.unit_id.task_id.int)
     rows = await db.fetch(_SQL["complete_tasks"], _completions(ordered))
+    count_ends(rows)
     sequences: dict[UUID, int] = {row["task_id"]: row["sequence"] for row in rows}
     answers = [Settled(item.lease.unit_id.task_id in sequences, None) for item in completed]
     return Settlements(answers, [], [Wake(task_id, sequence) for task_id, sequence in sequences.items()])
@@ -86,7 +109,8 @@ async def end_tasks(
 ) -> list[Row]:
     """The terminal transition to FAILED, CANCELLED or EXPIRED of tasks whose rows `tx` has locked.
 
-    One row for each that had not ended: task_id, sequence, generation, state, queue, priority.
+    One row for each that had not ended: task_id, sequence, generation, state, queue, priority, and how long it `took`,
+    for `count_ends` after the commit.
     """
     params = {
         "tasks": [end.task_id for end in ends],
@@ -121,15 +145,20 @@ class _Batch:
     applied: set[UnitId] = field(default_factory=set)
     dead_letters: dict[UUID, str] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
+    ended: list[Row] = field(default_factory=list)
     publications: list[Publication] = field(default_factory=list)
     sequences: dict[UUID, int] = field(default_factory=dict)
 
     async def write(self, settlements: Sequence[Settlement]) -> None:
         await lock_tasks(self.tx, [item.lease.unit_id.task_id for item in settlements])
         completed = _of(Complete, settlements)
-        await self._complete("complete_tasks", [item for item in completed if item.lease.unit_id.unit == TASK])
+        self.ended += await self._complete(
+            "complete_tasks", [item for item in completed if item.lease.unit_id.unit == TASK]
+        )
         await self._complete_shards([item for item in completed if item.lease.unit_id.unit >= 0])
-        await self._complete("complete_merges", [item for item in completed if item.lease.unit_id.unit == MERGE])
+        self.ended += await self._complete(
+            "complete_merges", [item for item in completed if item.lease.unit_id.unit == MERGE]
+        )
         for plan in (item for item in settlements if isinstance(item, Plan)):
             await self._plan(plan)
         await self._reschedule(_of(Reschedule, settlements))
@@ -204,6 +233,7 @@ class _Batch:
         self._note(rows)
         ends = {row["task_id"]: _end_of(row) for row in reversed(rows) if row["lost"]}
         for row in await end_tasks(self.tx, list(ends.values()), "FAILED", self.sharded) if ends else []:
+            self.ended.append(row)
             self.dead_letters[row["task_id"]] = f"{row['task_id']}-{row['generation']}"
             self.failed.append(ends[row["task_id"]].reason)
             self._saw(row)

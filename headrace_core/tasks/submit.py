@@ -26,7 +26,9 @@ async def submit(db: Database, tasks: Sequence[NewTask], *, timeout: float = 5.0
     rows = await db.fetch(_SQL["insert_tasks"], _columns(tasks), timeout=timeout)
     inserted = {row["task_id"]: row for row in rows}
     answers = {
-        task.id: Submitted(_accepted(task, inserted[task.id]), created=True) for task in tasks if task.id in inserted
+        task.id: Submitted(_accepted(task, inserted[task.id]), created=True, trace_context=task.trace_context)
+        for task in tasks
+        if task.id in inserted
     }
     met = [task for task in tasks if task.id not in inserted]
     known = await _read_back(db, met, timeout)
@@ -66,18 +68,18 @@ def _columns(tasks: Sequence[NewTask]) -> dict[str, Any]:
     shapes: dict[tuple[Any, ...], int] = {}
     numbers = [shapes.setdefault(_shape(task), len(shapes) + 1) for task in tasks]
     namespaces, kinds, queues, priorities, max_attempts, max_crashes = zip(*shapes, strict=True)
-    keys = [task.idempotency_key for task in tasks]
     return {
         "ids": arrays.uuids([task.id for task in tasks]),
         "payloads": arrays.texts([task.payload for task in tasks]),
         "fingerprints": arrays.byteas([task.fingerprint for task in tasks]),
         "shapes": arrays.ints(numbers),
-        "keys": arrays.texts([None if key is None else key.encode() for key in keys] if any(keys) else []),
+        "keys": _texts_or_none([task.idempotency_key for task in tasks]),
         "labels": arrays.texts(
             [json.dumps(dict(task.labels)).encode() for task in tasks] if any(task.labels for task in tasks) else []
         ),
         "run_ats": _moments([task.run_at for task in tasks]),
         "deadlines": _moments([task.deadline for task in tasks]),
+        "traces": _texts_or_none([task.trace_context for task in tasks]),
         "namespaces": list(namespaces),
         "kinds": list(kinds),
         "queues": list(queues),
@@ -89,6 +91,11 @@ def _columns(tasks: Sequence[NewTask]) -> dict[str, Any]:
 
 def _shape(task: NewTask) -> tuple[Any, ...]:
     return task.namespace, task.kind, task.queue, int(task.priority), task.max_attempts, task.max_crashes
+
+
+def _texts_or_none(values: Sequence[str | None]) -> arrays.Texts:
+    """Empty, so that the statement fills it up with nulls, where no task has any."""
+    return arrays.texts([None if value is None else value.encode() for value in values] if any(values) else [])
 
 
 def _moments(moments: list[datetime | None]) -> list[datetime | None]:

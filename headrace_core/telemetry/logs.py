@@ -1,8 +1,9 @@
 """Logs: one line per event on standard error, JSON for machines or coloured for people.
 
 Every call names what happened in a stable, machine-readable `action`: `log.info("took over", action="takeover")`.
-Texts may change; actions may not. Lines of other libraries come out in the same form. Passwords in addresses are cut
-out here, so that no caller can forget it.
+Texts may change; actions may not. Lines of other libraries come out in the same form. Passwords in addresses, and what
+exceptions say, are cut out here, so that no caller can forget it: no payload, result, error of a handler, label, key or
+token is in any line, at whatever level.
 """
 
 import logging
@@ -13,11 +14,16 @@ from typing import Literal
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
+from headrace_core.telemetry.failures import cut_asyncio, render_exception
+from headrace_core.telemetry.subject import add_subject
+
 LogFormat = Literal["json", "console"]
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 # Chatty at info about every request or connection; their warnings still matter.
 QUIET = ("uvicorn", "uvicorn.access", "uvicorn.error", "httpx", "httpcore", "openai", "asyncio", "nats")
-PASSWORD = re.compile(r"(?P<before>\w://[^/@\s:]*:)[^/@\s]+@")
+# The last @ before the path: a password may hold one. Of NATS, a name alone is a token.
+PASSWORD = re.compile(r"(?P<before>\w://[^/@\s:]*:)[^/\s]+@|(?P<nats>\b(?:nats|tls|wss?)://)[^/@\s:]+@")
+PARAMETER = re.compile(r"(?P<name>\b(?:ssl)?password=)[^&\s]+", re.IGNORECASE)
 
 
 def configure(level: str, log_format: LogFormat, service: str) -> None:
@@ -55,8 +61,8 @@ def get(name: str) -> FilteringBoundLogger:
 
 
 def without_passwords(text: str) -> str:
-    """`text` with the password of every address in it replaced by three stars."""
-    return PASSWORD.sub(r"\g<before>***@", text)
+    """`text` with the password of every address in it, and a token of NATS, replaced by three stars."""
+    return PARAMETER.sub(r"\g<name>***", PASSWORD.sub(lambda found: f"{found['before'] or found['nats']}***@", text))
 
 
 def _processors(service: str) -> list[Processor]:
@@ -66,6 +72,7 @@ def _processors(service: str) -> list[Processor]:
 
     return [
         structlog.contextvars.merge_contextvars,
+        add_subject,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         add_service,
@@ -73,16 +80,14 @@ def _processors(service: str) -> list[Processor]:
 
 
 def _finishers(log_format: LogFormat) -> list[Processor]:
-    # The exception becomes text first: addresses with passwords stand in tracebacks too.
-    cut: list[Processor] = [structlog.processors.format_exc_info, _cut_passwords]
+    cut: list[Processor] = [render_exception, cut_asyncio, _cut_passwords]
     if log_format == "json":
         return [*cut, structlog.processors.JSONRenderer(default=str)]
-    plain = structlog.dev.plain_traceback
-    return [*cut, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
+    return [*cut, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
 
 
 def _cut_passwords(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     for key, value in event.items():
-        if isinstance(value, str) and "://" in value:
+        if isinstance(value, str) and ("://" in value or "assword=" in value):
             event[key] = without_passwords(value)
     return event

@@ -5,19 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from headrace.v1 import queue_pb2, status_pb2
+from headrace_core.access.gate import Gate
 from status.health import HEALTHY, word
 from status.system import System
+from status.web.guard import Guarded
 
 _NO_STORE = {"cache-control": "no-store"}
 
 
-def web_app(system: System, routes: tuple[BaseRoute, ...] = ()) -> Starlette:
-    """The application; `routes` are served besides."""
+def web_app(system: System, routes: tuple[BaseRoute, ...] = (), gate: Gate | None = None) -> Starlette:
+    """The application; `routes` are served besides. `gate`: who may ask; None: everybody."""
 
     async def async_status(_request: Request) -> Response:
         found = await system.status()
@@ -29,6 +32,7 @@ def web_app(system: System, routes: tuple[BaseRoute, ...] = ()) -> Starlette:
 
     return Starlette(
         routes=[Route("/api/async-status", async_status), Route("/api/ai-status", ai_status), *routes],
+        middleware=[Middleware(Guarded, gate=gate)] if gate is not None else [],
     )
 
 

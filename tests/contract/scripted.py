@@ -127,6 +127,8 @@ class Script:
     watches: deque[list[Step]] = field(default_factory=deque)
     """Each serves one watch: events are sent, a status ends it, a function is awaited."""
     requests: dict[str, list[Any]] = field(default_factory=dict)
+    identities: list[str] = field(default_factory=list)
+    """What each call said in `authorization`; "" for nothing."""
 
     def asked(self, method: str) -> list[Any]:
         return self.requests.get(method, [])
@@ -185,6 +187,7 @@ class ScriptedServer:
     def _unary(self, name: str, answer: Any) -> Any:
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             self.script.requests.setdefault(name, []).append(request)
+            self.script.identities.append(str(dict(context.invocation_metadata() or ()).get("authorization", "")))
             if self.script.refusals:
                 await abort(context, self.script.refusals.popleft())
             scripted = self.script.answers.get(name, DEFAULTS.get(name, answer()))
@@ -197,6 +200,7 @@ class ScriptedServer:
     def _stream(self, name: str, answer: Any) -> Any:
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             self.script.requests.setdefault(name, []).append(request)
+            self.script.identities.append(str(dict(context.invocation_metadata() or ()).get("authorization", "")))
             for step in self.script.watches.popleft():
                 if isinstance(step, event_pb2.TaskEvent):
                     yield answer(event=step)
@@ -233,12 +237,15 @@ DEFAULTS: dict[str, Any] = {"SubmitTask": accepted, "SubmitTasks": accepted_all}
 
 
 @asynccontextmanager
-async def serving(script: Script) -> AsyncIterator[ScriptedServer]:
-    """Serve `script` on a free port."""
+async def serving(script: Script, credentials: grpc.ServerCredentials | None = None) -> AsyncIterator[ScriptedServer]:
+    """Serve `script` on a free port, with `credentials` over TLS."""
     scripted = ScriptedServer(script)
     server = grpc.aio.server()
     server.add_generic_rpc_handlers(scripted.handlers())
-    scripted.port = server.add_insecure_port("127.0.0.1:0")
+    if credentials is None:
+        scripted.port = server.add_insecure_port("127.0.0.1:0")
+    else:
+        scripted.port = server.add_secure_port("127.0.0.1:0", credentials)
     scripted.address = f"127.0.0.1:{scripted.port}"
     await server.start()
     try:

@@ -24,11 +24,13 @@ class HttpSide:
         self.code = "200 OK"
         self.body = b'{"status": "healthy", "mode": "broker", "consumers": [{}], "queues": {}}'
         self.paths: list[str] = []
+        self.heads: list[str] = []
         self.url = ""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         self.paths.append(head.split()[1])
+        self.heads.append(head.lower().replace("bearer", "Bearer"))
         start = f"HTTP/1.1 {self.code}\r\nContent-Length: {len(self.body)}\r\nConnection: close\r\n\r\n"
         writer.write(start.encode() + self.body)
         await writer.drain()

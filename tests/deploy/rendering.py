@@ -35,6 +35,8 @@ SCENARIOS: dict[str, tuple[Path, ...]] = {
     "only-postgres-bundled": (VALUES / "only-postgres-bundled.yaml",),
     "hpa": (VALUES / "inline.yaml", VALUES / "hpa.yaml"),
     "everything": (VALUES / "inline.yaml", VALUES / "everything.yaml"),
+    "laptop-tls": (LAPTOP, VALUES / "closed.yaml", VALUES / "tls.yaml"),
+    "production-mutual-tls": (PRODUCTION, VALUES / "mutual-tls.yaml"),
     "names-like-numbers": (VALUES / "names-like-numbers.yaml",),
 }
 """Sets of values that together switch on everything there is, by name."""

@@ -224,7 +224,8 @@ def test_every_service_waits_for_the_schema_of_its_code(name: str) -> None:
 
 @EVERY
 def test_the_streams_have_the_copies_that_are_asked_for(name: str) -> None:
-    expected = {"production": "3", "production-pools": "3", "inline": "3", "hpa": "3", "everything": "3"}.get(name, "1")
+    three = {"production", "production-pools", "production-mutual-tls", "inline", "hpa", "everything"}
+    expected = "3" if name in three else "1"
     (job,) = of_kind(scenario(name), "Job")
     commands = [container["command"] for container in containers(job["spec"]["template"])]
     assert all(words[words.index("--replicas") + 1] == expected for words in commands if "topology" in words)
@@ -312,3 +313,25 @@ def test_values_that_cannot_work_together_are_refused_with_what_to_set(
     files: str, sets: dict[str, Any], said: str
 ) -> None:
     assert said in refusal(SCENARIOS[files] if files else (), sets)
+
+
+def test_the_access_file_is_mounted_where_the_variable_says_and_only_there() -> None:
+    objects = scenario("everything")
+    for component in SERVICES:
+        pod = one(objects, "Deployment", f"our-tasks-{component}")["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        variables = {each["name"]: each.get("value") for each in container["env"]}
+        mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
+        volumes = {volume["name"]: volume for volume in pod["volumes"]}
+        if component == "consumer":
+            assert "HEADRACE_AUTH_FILE" not in variables
+            assert "access" not in {*mounts, *volumes}
+            continue
+        # No subPath: a file that is mounted alone never changes.
+        assert mounts["access"] == {"name": "access", "mountPath": "/etc/headrace-access", "readOnly": True}
+        assert volumes["access"]["secret"]["secretName"] == "access"
+        assert variables["HEADRACE_AUTH_FILE"] == "/etc/headrace-access/who.toml"
+
+
+def test_without_an_access_file_there_is_no_trace_of_it() -> None:
+    assert "headrace-access" not in yaml.safe_dump_all(scenario("inline"))

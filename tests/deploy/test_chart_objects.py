@@ -29,7 +29,12 @@ from tests.deploy.tools import schema
 
 # The oldest version that the chart allows, and the newest whose schema there is.
 VERSIONS = (KUBERNETES, kubernetes_validate.latest_version())
-CUSTOM = {"ScaledObject": "keda.sh_scaledobjects.yaml", "ServiceMonitor": "monitoring.coreos.com_servicemonitors.yaml"}
+CUSTOM = {
+    "ScaledObject": "keda.sh_scaledobjects.yaml",
+    "TriggerAuthentication": "keda.sh_triggerauthentications.yaml",
+    "ServiceMonitor": "monitoring.coreos.com_servicemonitors.yaml",
+    "PrometheusRule": "monitoring.coreos.com_prometheusrules.yaml",
+}
 EVERY = pytest.mark.parametrize("name", SCENARIOS)
 
 

@@ -30,11 +30,15 @@ EXISTING: dict[str, set[str]] = {
     "Secret/our-broker": {"urls"},
     "Secret/our-password": {"postgres"},
     "Secret/inference": {"token"},
+    "Secret/access": {"who.toml"},
     "Secret/authority": set(),
     "Secret/registry": set(),
     "ConfigMap/authority": {"path"},
     "ServiceAccount/our-account": set(),
     "ServiceAccount/our-consumers": set(),
+    "Secret/headrace-tls": {"tls.crt", "tls.key", "ca.crt"},
+    "Secret/our-certificate": {"chain.pem", "key.pem", "clients.pem", "authority.pem"},
+    "Secret/our-client": {"client.pem", "client-key.pem"},
     "Secret/007": {"1.0"},
     "Secret/1e3": {"null"},
     "Secret/12": {"0x1"},
@@ -62,6 +66,9 @@ def _of_volume(volume: Object) -> Iterator[Reference]:
     for source, kind, field in (*named, ("persistentVolumeClaim", "PersistentVolumeClaim", "claimName")):
         if source in volume:
             yield f"{kind}/{volume[source][field]}", None
+    for part in volume.get("projected", {}).get("sources", []):
+        for item in part["secret"]["items"]:
+            yield f"Secret/{part['secret']['name']}", item["key"]
 
 
 def _of_variable(source: Object) -> Iterator[Reference]:

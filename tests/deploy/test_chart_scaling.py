@@ -6,11 +6,13 @@ from math import ceil
 from typing import Any
 
 import pytest
+import yaml
 
 from headrace_core.settings.environment import load_settings
 from status.gauges import GAUGES
 from status.trigger import OLDEST_AGE, WORK, parse
 from tests.deploy.rendering import SCENARIOS, Object, of_kind, one, render, scenario
+from tests.deploy.tools import ROOT
 
 EVERY = pytest.mark.parametrize("name", SCENARIOS)
 
@@ -216,6 +218,24 @@ def test_the_service_monitor_reads_the_ops_port_of_the_three_services_once() -> 
     assert sorted(read) == ["headrace-consumer", "headrace-producer", "headrace-status"]
 
 
+def test_the_alerts_are_the_file_and_carry_the_labels_asked_for() -> None:
+    (rule,) = of_kind(scenario("everything"), "PrometheusRule")
+    assert rule["spec"] == yaml.safe_load((ROOT / "deploy" / "monitoring" / "alerts.yaml").read_text())
+    assert rule["metadata"]["labels"]["release"] == "prometheus"
+    assert not of_kind(scenario("hpa"), "PrometheusRule")
+
+
+def test_the_dashboard_is_the_file_and_is_found_by_the_sidecar() -> None:
+    objects = scenario("everything")
+    (found,) = [each for each in of_kind(objects, "ConfigMap") if "headrace.json" in each["data"]]
+    assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert (
+        found["data"]["headrace.json"] == (ROOT / "deploy" / "monitoring" / "dashboards" / "headrace.json").read_text()
+    )
+    # Helm keeps a release in one object of at most 1 MiB; it is packed, and the files of the chart are in it.
+    assert len(found["data"]["headrace.json"]) < 300_000
+
+
 @EVERY
 def test_pods_are_spread_over_nodes_and_zones_unless_they_are_told_not_to(name: str) -> None:
     for each in of_kind(scenario(name), "Deployment"):
@@ -235,9 +255,9 @@ def test_scheduling_reaches_the_pods() -> None:
     assert "nodeAffinity" in spec["affinity"]
     assert (spec["priorityClassName"], spec["runtimeClassName"]) == ("important", "gvisor")
     assert spec["imagePullSecrets"] == [{"name": "registry"}]
-    assert {volume["name"] for volume in spec["volumes"]} == {"config", "tmp", "authority", "cache"}
+    assert {volume["name"] for volume in spec["volumes"]} == {"config", "tmp", "authority", "cache", "access"}
     mounts = {mount["mountPath"] for mount in spec["containers"][0]["volumeMounts"]}
-    assert mounts == {"/etc/headrace", "/tmp", "/etc/authority", "/cache"}
+    assert mounts == {"/etc/headrace", "/tmp", "/etc/authority", "/cache", "/etc/headrace-access"}
     metadata = one(scenario("everything"), "Deployment", "our-tasks-producer")["spec"]["template"]["metadata"]
     assert metadata["annotations"]["example/annotation"] == "1"
     assert metadata["labels"]["example/label"] == "1"

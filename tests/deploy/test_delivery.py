@@ -368,7 +368,7 @@ def test_ci_gets_its_programs_and_may_make_namespaces(recorder: Recorder, tmp_pa
     assert done.returncode == 0, done.stderr
     calls = [call for call in recorder.calls() if call[0] == "sudo"]
     assert [call[1] for call in calls] == ["apt-get", "env", "sysctl"]
-    assert calls[1][-1] == "pgbouncer"
+    assert calls[1][-2:] == ["pgbouncer", "prometheus"]
     assert calls[2][-1] == "kernel.apparmor_restrict_unprivileged_userns=0"
 
 

@@ -14,6 +14,7 @@ import pytest
 from headrace import Client
 from headrace.v1 import event_pb2, task_pb2
 from headrace_core.stack.dev import Endpoints
+from headrace_core.stack.logins import as_service
 from headrace_core.stack.logs import StackLog
 from headrace_core.stack.services import Service, inherited_environment, loopback
 from tests.e2e.event_dropper import EventDropper
@@ -34,7 +35,7 @@ class Deaf:
 async def status_process(endpoints: Endpoints, nats_url: str, folder: Path) -> AsyncIterator[Service]:
     """One more status service, as a process of its own, that reaches NATS by `nats_url`."""
     environment = inherited_environment(folder) | {
-        "HEADRACE_DATABASE_URL": endpoints.database_url,
+        "HEADRACE_DATABASE_URL": as_service(endpoints.database_url, "status"),
         "HEADRACE_NATS_URL": nats_url,
         "HEADRACE_LISTEN": loopback(0),
         "HEADRACE_OPS_LISTEN": loopback(0),

@@ -79,6 +79,8 @@ class InferenceServer:
     url: str = ""
     behaviours: list[Behaviour] = field(default_factory=list)
     bodies: list[dict[str, Any]] = field(default_factory=list)
+    heads: list[str] = field(default_factory=list)
+    """Request line and headers of the same requests, in small letters."""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -102,5 +104,6 @@ class InferenceServer:
             await exchange.refuse(404, f"The model `{body.get('model')}` does not exist", "model_not_found")
         else:
             self.bodies.append(body)
+            self.heads.append(head)
             await (self.behaviours.pop(0) if self.behaviours else well)(exchange)
         return not writer.is_closing()

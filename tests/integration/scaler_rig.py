@@ -11,10 +11,12 @@ from typing import Any
 import grpc
 
 from headrace_core.settings.environment import load_settings
+from headrace_core.stack.logins import as_service
 from status.app import StatusService
 from status.keda import external_scaler_pb2 as pb
 from status.keda import external_scaler_pb2_grpc
 from status.limits import ScalingLimits
+from tests.fixtures.nats_users import as_user
 
 
 class Keda:
@@ -68,8 +70,8 @@ async def serving(
     database_url: str, nats_url: str | None = None, limits: ScalingLimits | None = None, **variables: str
 ) -> AsyncIterator[tuple[StatusService, Keda]]:
     """The status service in this process, and KEDA's connection to it. `variables`: small, without their prefix."""
-    environ = {"HEADRACE_DATABASE_URL": database_url, "HEADRACE_HTTP_LISTEN": "127.0.0.1:0"}
-    environ |= {"HEADRACE_NATS_URL": nats_url} if nats_url else {"HEADRACE_BROKER": "none"}
+    environ = {"HEADRACE_DATABASE_URL": as_service(database_url, "status"), "HEADRACE_HTTP_LISTEN": "127.0.0.1:0"}
+    environ |= {"HEADRACE_NATS_URL": as_user(nats_url, "status")} if nats_url else {"HEADRACE_BROKER": "none"}
     environ |= {f"HEADRACE_{name.upper()}": value for name, value in variables.items()}
     settings = load_settings(environ, default_listen="127.0.0.1:0", cwd=Path("/"))
     service = StatusService(settings, scaling=limits)

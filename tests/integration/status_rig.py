@@ -14,6 +14,8 @@ from uuid import UUID
 from headrace.v1.event_pb2 import TaskEvent
 from headrace_core.bus.declaration import StreamNames
 from headrace_core.db.pool import Database
+from headrace_core.runtime.supervisor import Supervisor
+from headrace_core.stack.logins import as_service
 from headrace_core.tasks.model import Complete, Holder, Report, Wake
 from headrace_core.tasks.report import report
 from headrace_core.tasks.settle import settle
@@ -95,18 +97,20 @@ class Stream:
 async def rig(database_url: str, limits: WatchLimits = NO_SWEEP, **changes: float) -> AsyncIterator[Rig]:
     """A rig with its loops running."""
     limits = replace(limits, **changes)  # type: ignore[arg-type]
-    db = Database(database_url)
+    db, own = Database(database_url), Database(as_service(database_url, "status"))
     await db.open()
-    hub, discovery, reads = Hub(db, limits), Discovery(db, limits), SharedReads(db)
+    await own.open()
+    hub, discovery, reads = Hub(own, limits), Discovery(own, limits), SharedReads(own)
     feed = Feed(None, StreamNames(), hub, discovery, limits)
-    loops = [asyncio.create_task(work()) for work in (hub.run, discovery.run, feed.run)]
+    supervisor = Supervisor()
+    for name, work in {"hub": hub.run, "discovery": discovery.run, "feed": feed.run}.items():
+        supervisor.spawn(name, work)
     try:
         yield Rig(db, hub, feed, discovery, Watches(hub, reads, discovery))
     finally:
-        for loop in loops:
-            loop.cancel()
-        await asyncio.wait(loops)
+        await supervisor.stop()
         await reads.close()
+        await own.close()
         await db.close()
 
 

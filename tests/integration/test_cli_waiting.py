@@ -19,6 +19,7 @@ from headrace_core.db.migrate import available, migrate, missing_versions
 from headrace_core.settings.queues import QueueSettings
 from headrace_core.stack.logs import StackLog
 from headrace_core.stack.nats_cluster import NatsCluster
+from tests.fixtures.nats_users import PASSWORD, as_user
 from tests.fixtures.proxy import Proxy
 from tests.fixtures.waiting import eventually
 
@@ -204,13 +205,14 @@ async def test_sigterm_ends_a_migration_that_waits_for_a_lock_and_leaves_nothing
 
 
 async def test_topology_waits_for_a_nats_that_is_still_starting(nats_url: str) -> None:
+    secret = PASSWORD.format(user="admin")
     async with Proxy(int(nats_url.rsplit(":", 1)[1])) as proxy:
         await proxy.cut()
-        url = proxy.url(nats_url).replace("nats://", f"nats://joe:{SECRET}@")
+        url = as_user(proxy.url(nats_url), "admin")
         refused = await headrace("topology", "apply", "--nats-url", url)
         assert (refused.code, refused.out) == (1, "")
         assert "cannot connect to NATS" in refused.err
-        assert SECRET not in refused.err
+        assert secret not in refused.err
         async with started("topology", "apply", "--nats-url", url, "--wait", "30") as running:
             assert "headrace topology apply: waiting for up to 30 s: cannot connect" in await running.line()
             await proxy.restore()
@@ -218,7 +220,7 @@ async def test_topology_waits_for_a_nats_that_is_still_starting(nats_url: str) -
     assert ran.code == 0
     assert "stream HEADRACE_TASKS: created" in ran.out.splitlines()
     assert len(ran.err.splitlines()) == 1
-    assert SECRET not in ran.err
+    assert secret not in ran.err
 
 
 async def test_copies_on_a_single_server_are_refused_at_once_whatever_the_wait(nats_url: str) -> None:

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from headrace_core.stack.logins import as_service
 from headrace_core.tasks.model import TaskRecord
 from tests.fixtures.consumers import ConsumerRig
+from tests.fixtures.nats_users import CREATOR, as_user
 from tests.fixtures.waiting import eventually
 from tests.handlers import stubborn
 
@@ -31,8 +33,8 @@ async def process(
     config = folder / "process.toml"
     config.write_text(TOML)
     environ = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")} | {
-        "HEADRACE_DATABASE_URL": database_url,
-        "HEADRACE_NATS_URL": nats_url,
+        "HEADRACE_DATABASE_URL": as_service(database_url, "consumer"),
+        "HEADRACE_NATS_URL": as_user(nats_url, CREATOR),
         "HEADRACE_HANDLERS": STUBBORN,
         "HEADRACE_CONFIG": str(config),
         "HEADRACE_CREATE_QUEUES": "true",

@@ -14,7 +14,9 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
+from headrace_core.stack.logins import as_service
 from tests.fixtures.consumers import SAMPLES, ConsumerRig
+from tests.fixtures.nats_users import CREATOR, as_user
 from tests.fixtures.waiting import eventually
 
 
@@ -35,8 +37,8 @@ async def process(environ: Mapping[str, str], folder: Path) -> AsyncIterator[asy
 
 def environment(database_url: str, nats_url: str, folder: Path, **changes: str) -> dict[str, str]:
     return {
-        "HEADRACE_DATABASE_URL": database_url,
-        "HEADRACE_NATS_URL": nats_url,
+        "HEADRACE_DATABASE_URL": as_service(database_url, "consumer"),
+        "HEADRACE_NATS_URL": as_user(nats_url, CREATOR),
         "HEADRACE_HANDLERS": SAMPLES,
         "HEADRACE_CREATE_QUEUES": "true",
         "HEADRACE_GRACE_SECONDS": "2",

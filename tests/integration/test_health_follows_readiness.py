@@ -21,7 +21,9 @@ from headrace_core.bus.declaration import StreamNames
 from headrace_core.bus.topology import apply_topology
 from headrace_core.rpc.health import Health
 from headrace_core.settings.queues import QueueSettings
+from headrace_core.stack.logins import as_service
 from tests.fixtures.consumers import ConsumerRig
+from tests.fixtures.nats_users import as_user
 from tests.fixtures.proxy import Proxy
 from tests.fixtures.waiting import eventually
 
@@ -69,8 +71,8 @@ async def running(name: str, database_url: str, nats_url: str, folder: Path) -> 
     async with Proxy(_port(database_url)) as postgres, Proxy(_port(nats_url)) as nats:
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("HEADRACE_")}
         environ = inherited | {
-            "HEADRACE_DATABASE_URL": postgres.url(database_url),
-            "HEADRACE_NATS_URL": nats.url(nats_url),
+            "HEADRACE_DATABASE_URL": as_service(postgres.url(database_url), name),
+            "HEADRACE_NATS_URL": as_user(nats.url(nats_url), name),
             "HEADRACE_LISTEN": "127.0.0.1:0",
             "HEADRACE_OPS_LISTEN": "127.0.0.1:0",
             "HEADRACE_HTTP_LISTEN": "127.0.0.1:0",

@@ -94,7 +94,14 @@ STATEMENTS: list[tuple[str, str, Mapping[str, Any]]] = [
     (
         "claim",
         "claim",
-        {"units": LEASES["units"], "holder": HOLDER.id, "worker": "w", "kinds": ["plain"], "sharded": []},
+        {
+            "units": LEASES["units"],
+            "holder": HOLDER.id,
+            "worker": "w",
+            "kinds": ["plain"],
+            "sharded": [],
+            "traced": True,
+        },
     ),
 ]
 

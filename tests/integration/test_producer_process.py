@@ -16,8 +16,10 @@ from headrace_core.bus.declaration import StreamNames
 from headrace_core.bus.topology import apply_topology
 from headrace_core.db.pool import Database
 from headrace_core.settings.queues import QueueSettings
+from headrace_core.stack.logins import as_service
 from headrace_core.tasks.kinds import register_kinds
 from tests.factories import row_of
+from tests.fixtures.nats_users import as_user
 from tests.fixtures.waiting import eventually
 from tests.producer_harness import KINDS, connected_bus
 
@@ -35,7 +37,11 @@ async def test_a_process_serves_and_stops_cleanly(database_url: str, nats_url: s
     await register_kinds(db, KINDS)
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "producer",
-        env=environment(HEADRACE_DATABASE_URL=database_url, HEADRACE_NATS_URL=nats_url, HEADRACE_READY_FILE=str(ready)),
+        env=environment(
+            HEADRACE_DATABASE_URL=as_service(database_url, "producer"),
+            HEADRACE_NATS_URL=as_user(nats_url, "producer"),
+            HEADRACE_READY_FILE=str(ready),
+        ),
         stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:

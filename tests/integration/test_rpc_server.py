@@ -318,6 +318,6 @@ def test_a_service_is_registered_under_its_own_name() -> None:
 
 def test_every_domain_error_has_a_reason_of_the_api() -> None:
     found = DomainError.__subclasses__()
-    assert len(found) == 18
+    assert len(found) == 24
     for error in found:
         assert f"REASON_{error.reason}" in error_pb2.Reason.keys()  # noqa: SIM118 - an enum, not a dict

@@ -23,12 +23,14 @@ from headrace_core.bus.wakes import WakePublisher
 from headrace_core.db.pool import Database
 from headrace_core.settings.environment import load_settings
 from headrace_core.settings.queues import QueueSettings
+from headrace_core.stack.logins import as_service
 from headrace_core.stack.nats import NatsServer
 from headrace_core.tasks.kinds import ConsumerRow, upsert_consumer, write_inference
 from headrace_core.tasks.queues import declare
 from status.app import StatusService
 from status.limits import WatchLimits
 from tests.factories import a_holder, submitted
+from tests.fixtures.nats_users import as_user
 from tests.fixtures.proxy import Proxy
 from tests.fixtures.waiting import eventually
 from tests.integration.status_rig import NO_SWEEP, SWEEP_ONLY, new_id, run_task
@@ -43,8 +45,8 @@ async def serving(
     database_url: str, nats_url: str | None, limits: WatchLimits | None = None
 ) -> AsyncIterator[StatusService]:
     """The service in this process, drained and stopped at the end."""
-    environ = {"HEADRACE_DATABASE_URL": database_url, "HEADRACE_HTTP_LISTEN": "127.0.0.1:0"}
-    environ |= {"HEADRACE_NATS_URL": nats_url} if nats_url else {"HEADRACE_BROKER": "none"}
+    environ = {"HEADRACE_DATABASE_URL": as_service(database_url, "status"), "HEADRACE_HTTP_LISTEN": "127.0.0.1:0"}
+    environ |= {"HEADRACE_NATS_URL": as_user(nats_url, "status")} if nats_url else {"HEADRACE_BROKER": "none"}
     service = StatusService(load_settings(environ, default_listen="127.0.0.1:0", cwd=Path("/")), limits)
     try:
         await service.start()
@@ -310,8 +312,8 @@ async def test_the_process_says_when_it_is_ready_and_stops_cleanly(
 ) -> None:
     ready = tmp_path / "ready.json"
     environ = {
-        "HEADRACE_DATABASE_URL": database_url,
-        "HEADRACE_NATS_URL": nats_url,
+        "HEADRACE_DATABASE_URL": as_service(database_url, "status"),
+        "HEADRACE_NATS_URL": as_user(nats_url, "status"),
         "HEADRACE_LISTEN": "127.0.0.1:0",
         "HEADRACE_HTTP_LISTEN": "127.0.0.1:0",
         "HEADRACE_READY_FILE": str(ready),

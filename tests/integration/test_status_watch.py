@@ -13,6 +13,7 @@ from headrace_core.tasks.model import Complete, Fail, Report
 from headrace_core.tasks.reading import read_positions
 from headrace_core.tasks.report import report
 from headrace_core.tasks.settle import settle
+from headrace_core.telemetry import metrics
 from status.filters import WatchStart
 from tests.factories import a_holder, claimed, planned, submitted
 from tests.fixtures.waiting import eventually
@@ -117,12 +118,18 @@ async def test_events_between_the_read_and_the_join_are_found_although_their_wak
         assert sequences(events) == [2, 3]
 
 
+def _gaps(cause: str) -> float:
+    return metrics.REGISTRY.get_sample_value("headrace_watch_gaps_total", {"cause": cause}) or 0.0
+
+
 async def test_removed_history_is_a_gap_and_a_snapshot(database_url: str) -> None:
     async with rig(database_url) as status:
         task = await submitted(status.db)
         await run_task(status.db, HOLDER, task.id, outputs=10)
         await _remove(status.db, task.id, up_to=8)
+        gaps = _gaps("retention")
         events = await status.open(task.id, after=3).rest()
+        assert _gaps("retention") == gaps + 1
         assert [event.WhichOneof("event") for event in events] == ["gap", "snapshot"]
         assert events[0].gap.after_sequence == 3
         assert [event.sequence for event in events] == [13, 13]
@@ -144,6 +151,7 @@ async def test_a_slow_watcher_gets_a_gap_and_others_get_everything(database_url:
     async with rig(database_url, topic_events=10) as status:
         task = await submitted(status.db)
         slow, fast = status.open(task.id), status.open(task.id)
+        gaps = _gaps("too_slow")
         await slow.next()
         await fast.next()
         unit = await claimed(status.db, HOLDER, task.id)
@@ -161,6 +169,7 @@ async def test_a_slow_watcher_gets_a_gap_and_others_get_everything(database_url:
         kinds = [event.WhichOneof("event") for event in events]
         at = kinds.index("gap")
         assert kinds[at : at + 2] == ["gap", "snapshot"]
+        assert _gaps("too_slow") == gaps + kinds.count("gap")
         assert events[at].gap.after_sequence == events[at - 1].sequence
         numbers = [event.sequence for event in events]
         assert numbers == sorted(numbers)
@@ -178,6 +187,8 @@ async def test_buffers_are_bounded_by_bytes_as_well(database_url: str) -> None:
             text = "y" * 10_000
             status.wake(await report(status.db, [Report(unit.lease, "output", text=text, byte_offset=index)]))
         await eventually(lambda: status.hub.buffered_bytes > 30_000)
+        status.hub.sweep()
+        assert (metrics.REGISTRY.get_sample_value("headrace_watch_buffered_bytes") or 0) > 30_000
         status.wake((await settle(status.db, [Complete(unit.lease, b"{}")])).wakes)
         await eventually(lambda: status.hub.buffered_bytes <= 50_000)
         events = await stream.rest()

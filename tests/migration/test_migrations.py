@@ -1,6 +1,7 @@
 """Migrations: idempotent, safe from many processes, and the dump for reviews says what they make."""
 
 import asyncio
+from collections.abc import Callable
 
 import psycopg
 import pytest
@@ -24,7 +25,7 @@ async def test_many_may_migrate_at_once_and_each_version_is_applied_once(empty_d
     assert await migrate(empty_database_url) == []
 
 
-@pytest.mark.parametrize("view", ["tasks", "shards", "attempts", "dead_letters"])
+@pytest.mark.parametrize("view", ["tasks", "shards", "attempts", "dead_letters", "audit"])
 async def test_the_public_views_can_be_read(database_url: str, view: str) -> None:
     async with await psycopg.AsyncConnection.connect(database_url) as connection:
         found = await connection.execute(f"select count(*) from headrace.{view}".encode())
@@ -49,9 +50,9 @@ def tries(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     seen: list[float] = []
     attempt = module._attempt
 
-    async def noted(database_url: str, patience: float) -> list[str]:
+    async def noted(database_url: str, patience: float, note: Callable[[str], None]) -> list[str]:
         seen.append(patience)
-        return await attempt(database_url, patience)
+        return await attempt(database_url, patience, note)
 
     monkeypatch.setattr(module, "_attempt", noted)
     return seen

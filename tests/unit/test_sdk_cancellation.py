@@ -12,11 +12,11 @@ from headrace.rpc import Connection
 CUT = grpc.aio.AioRpcError(grpc.StatusCode.CANCELLED, grpc.aio.Metadata(), grpc.aio.Metadata(), "Locally cancelled")
 
 
-async def _cut(request: None, timeout: float) -> NoReturn:
+async def _cut(request: None, timeout: float, metadata: object) -> NoReturn:
     raise CUT
 
 
-async def _cut_by_the_caller(request: None, timeout: float) -> NoReturn:
+async def _cut_by_the_caller(request: None, timeout: float, metadata: object) -> NoReturn:
     task = asyncio.current_task()
     assert task is not None
     task.cancel()

@@ -2,10 +2,18 @@
 
 from pathlib import Path
 
+from headrace_core.access import document as access_document
+from headrace_core.access.table import TABLE
 from headrace_core.settings.document import document
 from headrace_core.settings.environment import VARIABLES
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
+
+
+def test_the_table_of_access_is_fresh() -> None:
+    page = (PAGE.parent / "access.md").read_text(encoding="utf-8")
+    assert page == access_document.renewed(page), "run: python -m headrace_core.access.document"
+    assert all(f"`{method.removeprefix('headrace.v1.')}`" in page for method in TABLE)
 
 
 def test_the_page_is_fresh() -> None:

@@ -61,7 +61,7 @@ def test_the_default_queue_can_be_declared(tmp_path: Path) -> None:
         ('[[queues]]\nname = "Images"', ["Images", "name", "[a-z0-9_-]{1,64}"]),
         ("[[queues]]\nmax_attempts = 3", ["queue number 1", "name is missing"]),
         ('[[queues]]\nname = "a"\n[[queues]]\nname = "a"', ["queue a", "declared twice"]),
-        ('brokr = "none"', ["brokr", "allowed keys: broker, queues, subject_prefix"]),
+        ('brokr = "none"', ["brokr", "allowed keys: broker, namespaces, queues, subject_prefix"]),
         ('broker = "kafka"', ["broker", "kafka", "nats or none"]),
         ("broker = ", ["no TOML"]),
     ],

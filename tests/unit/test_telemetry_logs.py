@@ -1,5 +1,6 @@
 """Lines of logs: one JSON object each, without passwords, also those of other libraries."""
 
+import contextvars
 import json
 import logging
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ import pytest
 import structlog
 
 from headrace_core.telemetry import logs
+from headrace_core.telemetry.subject import about
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +64,60 @@ def test_passwords_are_cut_out_of_values_and_tracebacks(
         logs.get("test").exception("failed", action="x", url="postgresql://joe:hunter2@db/x")
     written = capsys.readouterr().err
     assert "hunter2" not in written
-    assert "nats://joe:***@nats:4222" in written
+    assert "postgresql://joe:***@db/x" in written
+    assert "ValueError" in written
+    assert "test_telemetry_logs.py" in written, "where it came from"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("nats://secret@h:4222", "nats://***@h:4222"),
+        ("postgresql://joe:se@cret@db/x", "postgresql://joe:***@db/x"),
+        ("nats://a:secret@h1,nats://b:secret@h2", "nats://a:***@h1,nats://b:***@h2"),
+        ("postgresql://db/x?user=joe&password=secret&sslmode=x", "postgresql://db/x?user=joe&password=***&sslmode=x"),
+        ("host=db password=secret", "host=db password=***"),
+        ("http://h/a@b", "http://h/a@b"),
+    ],
+)
+def test_secrets_in_addresses_are_cut_out_in_every_form(text: str, shown: str) -> None:
+    assert logs.without_passwords(text) == shown
+
+
+def test_a_traceback_says_what_and_where_and_never_the_text(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("debug", "json", "producer")
+    try:
+        try:
+            int("marked-payload")
+        except ValueError as error:
+            raise KeyError("marked-payload") from error
+    except KeyError:
+        logging.getLogger("somebody.else").exception("it failed")
+    (line,) = lines(capsys)
+    assert "marked" not in json.dumps(line)
+    assert line["exception"].splitlines()[0] == "ValueError"
+    assert "KeyError" in line["exception"]
+
+
+def test_what_the_system_says_of_itself_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info", "json", "producer")
+    logs.get("test").error("x", action="x", exc_info=ConnectionRefusedError(111, "Connection refused"))
+    (line,) = lines(capsys)
+    assert line["exception"] == "ConnectionRefusedError: Connection refused"
+
+
+def test_lines_of_a_unit_name_it(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info", "json", "consumer")
+
+    def work() -> None:
+        about(lambda: {"task": "t", "epoch": 3})
+        logs.get("test").info("x", action="x", epoch=4)
+        logging.getLogger("somebody.else").warning("y")
+
+    contextvars.copy_context().run(work)
+    logs.get("test").info("z", action="z")
+    found = lines(capsys)
+    assert [(line.get("task"), line.get("epoch")) for line in found] == [("t", 4), ("t", 3), (None, None)]
 
 
 def test_console_lines_are_for_people(capsys: pytest.CaptureFixture[str]) -> None:

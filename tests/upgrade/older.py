@@ -80,7 +80,8 @@ def _newest_tag() -> str:
 
 def _before_the_newest_migration() -> str:
     newest = sorted(_git("ls-tree", "--name-only", "HEAD", f"{MIGRATIONS}/").split())[-1]
-    added = _git("log", "--diff-filter=A", "--format=%H", "-1", "--", newest)
+    # Where a branch was merged, what counts is what had landed before it.
+    added = _git("log", "--first-parent", "-m", "--diff-filter=A", "--format=%H", "-1", "--", newest)
     return f"{added}~1"
 
 

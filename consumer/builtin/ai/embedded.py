@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from consumer.builtin.ai import minilm
+from consumer.builtin.ai.measuring import measured
 from consumer.builtin.ai.merge import extractive_text
 from consumer.builtin.ai.models import (
     MAX_ANSWER_CHARACTERS,
@@ -36,6 +37,7 @@ from consumer.builtin.ai.ranking import (
     shard_summary,
     take_apart,
 )
+from consumer.tracing import inference
 from headrace.handlers import NonRetryable, TaskContext
 
 if TYPE_CHECKING:
@@ -86,10 +88,12 @@ class EmbeddedBackend:
 
     async def analyze_shard(self, ctx: TaskContext, shard: Shard) -> Part:
         """Embed the shard's sentences, rank its passages, extract its most central sentences."""
-        work = await self._run(lambda: _prepare(minilm.encoder(), shard))
-        questions = await self._run(lambda: self._question_vectors(shard.questions))
-        await self._embed(ctx, work)
-        part = await self._run(lambda: _part_of(work, questions))
+        with measured(self.name):
+            work = await self._run(lambda: _prepare(minilm.encoder(), shard))
+            questions = await self._run(lambda: self._question_vectors(shard.questions))
+            with inference("embeddings", self.model, self.name):
+                await self._embed(ctx, work)
+            part = await self._run(lambda: _part_of(work, questions))
         for extract in part.extracts:
             await ctx.output(extract.text + "\n")
         ctx.count("ai_embedded_sentences", part.embedded_sentences)

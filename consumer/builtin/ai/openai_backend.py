@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import importlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from consumer.builtin.ai.backend import InferenceError
+from consumer.builtin.ai.measuring import count_usage, measured
 from consumer.builtin.ai.models import (
     MAX_ANSWER_CHARACTERS,
     MAX_KEY_POINT_CHARACTERS,
@@ -30,6 +31,7 @@ from consumer.builtin.ai.models import (
 from consumer.builtin.ai.prompts import ModelAnswer, ModelReply, merge_messages, read_reply, shard_messages
 from consumer.builtin.ai.ranking import Text, best_passages, clipped, letters_of, one_line, take_apart
 from consumer.builtin.ai.settings import AISettings
+from consumer.tracing import inference
 from headrace.handlers import NonRetryable, RetryAfter, TaskContext
 
 if TYPE_CHECKING:
@@ -122,8 +124,12 @@ class OpenAIBackend:
             await self._sit_out_throttle()
             await ctx.progress(0.05, "asked the model")
             try:
-                async with asyncio.timeout(self._settings.timeout_seconds), self._translating():
-                    text = await self._completion(ctx, messages)
+                with (
+                    measured(self.name),
+                    inference("chat", self.model, self.name, self._settings.base_url) as headers,
+                ):
+                    async with asyncio.timeout(self._settings.timeout_seconds), self._translating():
+                        text = await self._completion(ctx, messages, headers)
             except TimeoutError as error:
                 limit = self._settings.timeout_seconds
                 raise InferenceError(
@@ -133,13 +139,16 @@ class OpenAIBackend:
         ctx.count("ai_reply_characters", len(text))
         return read_reply(text)
 
-    async def _completion(self, ctx: TaskContext, messages: Messages) -> str:
+    async def _completion(self, ctx: TaskContext, messages: Messages, headers: Mapping[str, str] | None) -> str:
         client = await self._client()
         ask: Any = client.chat.completions.create  # the messages' declared type is a union of a dozen classes
         pieces: list[str] = []
-        length, finished = 0, None
-        async with await ask(model=self.model, messages=messages, stream=True) as stream:
+        length, finished, usage = 0, None, None
+        extra = {"stream_options": {"include_usage": True}} if self._settings.count_tokens else {}
+        asked = ask(model=self.model, messages=messages, stream=True, extra_headers=headers, **extra)
+        async with await asked as stream:
             async for chunk in stream:
+                usage = chunk.usage or usage
                 choice = chunk.choices[0] if chunk.choices else None
                 finished = (choice.finish_reason if choice else None) or finished
                 piece = (choice.delta.content if choice and choice.delta else None) or ""
@@ -150,6 +159,7 @@ class OpenAIBackend:
                     await ctx.progress(0.05 + 0.9 * length / (length + 2_000), f"{length} characters")
                 if length > MAX_REPLY_CHARACTERS:
                     raise InferenceError(f"the model's answer passed {MAX_REPLY_CHARACTERS} characters; cut off")
+        count_usage(usage, self._settings)
         _check_finish(finished, length)
         return "".join(pieces)
 

@@ -32,6 +32,13 @@ class AISettings(BaseSettings):
     timeout_seconds: float = Field(default=60.0, gt=0, le=3600)
     """openai only: for one whole completion, its stream included."""
 
+    count_tokens: bool = False
+    """openai only: ask the server for the usage of each completion. Some servers refuse the question."""
+    prompt_price: float = Field(default=0.0, ge=0)
+    """openai only: for a million tokens of prompts, in whatever currency the metric is to have."""
+    completion_price: float = Field(default=0.0, ge=0)
+    """openai only: the same for completions."""
+
     @model_validator(mode="after")
     def _needs_a_model(self) -> Self:
         if self.backend == "openai" and not self.model:

@@ -25,7 +25,12 @@ with claimed as (
       and case when u.state = 'PENDING' then u.due_at end <= now()
       and not u.queue = any(coalesce((select array_agg(name) from headrace_core.queues where paused_at is not null), '{}'))
     returning u.task_id, u.unit, u.state, u.kind, u.queue, u.namespace, u.generation, u.epoch, u.attempt, u.payload, u.checkpoint,
-        u.deadline, u.failures, u.crashes, u.interruptions, u.max_attempts, u.max_crashes, u.suspect, u.sequence
+        u.deadline, u.failures, u.crashes, u.interruptions, u.max_attempts, u.max_crashes, u.suspect, u.sequence,
+        extract(epoch from now() - u.due_at)::float8 as waited,
+        -- Shards and merges belong to the trace of their task. Looked up only for a holder that traces.
+        case when %(traced)s then case when u.unit = -1 then u.trace_context else (
+            select t.trace_context from headrace_core.units t where t.task_id = u.task_id and t.unit = -1
+        ) end end as trace_context
 ), refused as (
     select l.*, q.paused_at is not null as paused, l.kind = any(%(kinds)s) as known
     from unnest(%(tasks)b::uuid[], %(units)b::int[]) as a (task_id, unit)
@@ -48,11 +53,11 @@ with claimed as (
     insert into headrace_core.events (task_id, sequence, generation, unit, plan, attempt, type, state)
     select task_id, sequence, generation, unit, kind = any(%(sharded)s), attempt, 'state', 'PROCESSING' from claimed where unit = -1
 )
-select task_id, unit, state, true as due, false as paused, true as known, true as claimed, epoch, sequence,
+select task_id, unit, state, true as due, false as paused, true as known, true as claimed, epoch, sequence, waited,
     kind, queue, namespace, generation, attempt, payload, checkpoint, deadline, failures, crashes, interruptions,
-    max_attempts, max_crashes, suspect
+    max_attempts, max_crashes, suspect, trace_context
 from claimed
 union all
-select task_id, unit, state, due, paused, known, false, null, null,
-    null, null, null, null, null, null, null, null, null, null, null, null, null, null
+select task_id, unit, state, due, paused, known, false, null, null, null,
+    null, null, null, null, null, null, null, null, null, null, null, null, null, null, null
 from refused;

@@ -4,6 +4,7 @@ select id, task_id, generation, namespace, queue, kind, reason, error, budgets, 
 from headrace_core.dead_letters
 where (%(include_resolved)s or resolved_at is null)
   and (%(namespace)s::text is null or namespace = %(namespace)s)
+  and (%(within)s::text[] is null or namespace = any(%(within)s))
   and (%(queue)s::text is null or queue = %(queue)s)
   and (%(kind)s::text is null or kind = %(kind)s)
   and (%(reason)s::text is null or reason = %(reason)s)
@@ -33,6 +34,7 @@ select id, task_id, generation
 from headrace_core.dead_letters
 where resolved_at is null and redrive_at is null
   and (%(namespace)s::text is null or namespace = %(namespace)s)
+  and (%(within)s::text[] is null or namespace = any(%(within)s))
   and (%(queue)s::text is null or queue = %(queue)s)
   and (%(kind)s::text is null or kind = %(kind)s)
   and (%(reason)s::text is null or reason = %(reason)s)
@@ -73,16 +75,20 @@ where u.task_id = any(%(tasks)s) and u.attempt > 0
   and (u.unit = -1 and u.planned_at is not null or %(dropping)s and u.unit <> -1 and u.state = 'COMPLETED')
 on conflict do nothing;
 
+-- name: trace_contexts
+select task_id, trace_context, namespace, queue, kind, generation from headrace_core.units
+where task_id = any(%(tasks)s::uuid[]) and unit = -1;
+
 -- name: redrive
 -- Failed tasks, whose rows this transaction has locked, go on in a new generation. Without a plan, or with a new payload:
 -- PENDING. With a plan: PENDING, and at once PROCESSING again without a holder, as after the plan, with only the units that
 -- had not completed waiting: the merge if there is one (its parts are frozen), else the shards. Epochs go on; dropped units
 -- leave theirs to the task's row, so that no zombie's epoch comes again.
 with chosen as (
-    select t.task_id, a.letter, t.total_shards is not null and %(payload)s::text is null as planned,
+    select t.task_id, a.letter, a.trace, t.total_shards is not null and %(payload)s::text is null as planned,
            exists (select 1 from headrace_core.units m where m.task_id = t.task_id and m.unit = -2) as merging,
            (select max(e.epoch) from headrace_core.units e where e.task_id = t.task_id) as epoch
-    from unnest(%(letters)s::text[], %(tasks)s::uuid[]) as a (letter, task_id)
+    from unnest(%(letters)s::text[], %(tasks)s::uuid[], %(traces)s::text[]) as a (letter, task_id, trace)
     join headrace_core.units t on t.task_id = a.task_id and t.unit = -1 and t.state = 'FAILED'
 ), dropped as (
     delete from headrace_core.units u using chosen c
@@ -111,7 +117,8 @@ with chosen as (
         planned_at = case when c.planned then t.planned_at end,
         total_shards = case when c.planned then t.total_shards end,
         needed_shards = case when c.planned then t.needed_shards end,
-        done_shards = case when c.planned then t.done_shards else 0 end
+        done_shards = case when c.planned then t.done_shards else 0 end,
+        trace_context = coalesce(c.trace, t.trace_context)
     from chosen c
     where t.task_id = c.task_id and t.unit = -1
     returning t.task_id, t.sequence, t.generation, t.queue, t.priority, t.dispatch, c.planned, c.letter

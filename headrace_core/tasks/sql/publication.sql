@@ -48,7 +48,8 @@ with subjects as (
 update headrace_core.units u set offered_at = now()
 from due d
 where u.task_id = d.task_id and u.unit = d.unit
-returning u.task_id, u.unit, u.queue, u.priority, u.resumed, u.dispatch;
+returning u.task_id, u.unit, u.queue, u.priority, u.resumed, u.dispatch, u.trace_context,
+    extract(epoch from now() - u.due_at)::float8 as waited;
 
 -- name: mark_published
 -- The stream has them, in this incarnation and at these sequences. What has been claimed meanwhile needs no mark, and a

@@ -71,11 +71,21 @@ where %(name)s::text is null or q.name = %(name)s;
 
 -- name: pause
 -- Nothing more of this queue is claimed or published. Keeps the time of the first pause.
-update headrace_core.queues set paused_at = coalesce(paused_at, now()) where name = %(name)s returning name;
+update headrace_core.queues set paused_at = coalesce(paused_at, now()) where name = %(name)s returning paused_at;
 
 -- name: resume
 -- What was delivered during the pause was put back unpublished; the sweep of the relay finds it.
-update headrace_core.queues set paused_at = null where name = %(name)s returning name;
+update headrace_core.queues set paused_at = null where name = %(name)s returning paused_at;
+
+-- name: lock_pause
+-- As it is before a pause or its end; nobody changes it in between.
+select paused_at from headrace_core.queues where name = %(name)s for update;
+
+-- name: waiting_of
+-- Tasks of some namespaces that nobody has started: `resumed` are shards, merges and retries.
+select namespace, count(*) as waiting from headrace_core.units
+where state = 'PENDING' and not resumed and namespace = any(%(namespaces)s)
+group by namespace;
 
 -- name: waiting
 -- Some waiting tasks of a queue that existed at `before`, locked. Skips what somebody holds: that is being

@@ -6,7 +6,7 @@ select * from headrace_core.task_records where id = any(%(ids)b::uuid[]);
 
 -- name: positions
 -- Where tasks stand, and no more.
-select task_id, sequence, state from headrace_core.units where unit = -1 and task_id = any(%(ids)b::uuid[]);
+select task_id, sequence, state, namespace from headrace_core.units where unit = -1 and task_id = any(%(ids)b::uuid[]);
 
 -- name: bodies
 -- What the full view adds to a task's row.
@@ -37,6 +37,7 @@ select *
 from headrace_core.task_records
 where id < %(before)s and id >= %(floor)s
   and (%(namespace)s::text is null or namespace = %(namespace)s)
+  and (%(within)s::text[] is null or namespace = any(%(within)s))
   and (%(kind)s::text is null or kind = %(kind)s)
   and (%(queue)s::text is null or queue = %(queue)s)
   and (%(states)s::text[] is null
@@ -55,6 +56,7 @@ from headrace_core.task_records
 where id < %(before)s and id >= %(floor)s
   and labels @> %(labels)s::jsonb and labels <> '{}'
   and (%(namespace)s::text is null or namespace = %(namespace)s)
+  and (%(within)s::text[] is null or namespace = any(%(within)s))
   and (%(kind)s::text is null or kind = %(kind)s)
   and (%(queue)s::text is null or queue = %(queue)s)
   and (%(states)s::text[] is null
@@ -68,11 +70,12 @@ limit %(limit)s;
 
 -- name: matching_of
 -- Which of these tasks match a filter, and where they stand.
-select task_id, sequence, state
+select task_id, sequence, state, namespace
 from headrace_core.units
 where unit = -1 and task_id = any(%(ids)b::uuid[])
   and labels @> %(labels)s::jsonb
   and (%(namespace)s::text is null or namespace = %(namespace)s)
+  and (%(within)s::text[] is null or namespace = any(%(within)s))
   and (%(kind)s::text is null or kind = %(kind)s)
   and (%(queue)s::text is null or queue = %(queue)s)
   and (%(created_after)s::timestamptz is null or created_at >= %(created_after)s)
@@ -81,11 +84,12 @@ where unit = -1 and task_id = any(%(ids)b::uuid[])
 -- name: recent_matching
 -- Tasks that match a filter and were created in the last `seconds`, and where they stand, newest first. `floor` bounds the
 -- ids, so that no more than that is read.
-select task_id, sequence, state
+select task_id, sequence, state, namespace
 from headrace_core.units
 where unit = -1 and task_id >= %(floor)s and created_at >= now() - make_interval(secs => %(seconds)s)
   and labels @> %(labels)s::jsonb
   and (%(namespace)s::text is null or namespace = %(namespace)s)
+  and (%(within)s::text[] is null or namespace = any(%(within)s))
   and (%(kind)s::text is null or kind = %(kind)s)
   and (%(queue)s::text is null or queue = %(queue)s)
   and (%(created_after)s::timestamptz is null or created_at >= %(created_after)s)
@@ -95,21 +99,23 @@ limit %(limit)s;
 
 -- name: ended_matching
 -- Tasks that match a filter and ended at a time or later, the newest first. FAILED has an index of its own.
-select task_id, sequence, state from (
-    (select task_id, sequence, state, ended_at from headrace_core.units
+select task_id, sequence, state, namespace from (
+    (select task_id, sequence, state, namespace, ended_at from headrace_core.units
     where unit = -1 and ended_at is not null and state <> 'FAILED' and ended_at >= %(since)s
       and labels @> %(labels)s::jsonb
       and (%(namespace)s::text is null or namespace = %(namespace)s)
+      and (%(within)s::text[] is null or namespace = any(%(within)s))
       and (%(kind)s::text is null or kind = %(kind)s)
       and (%(queue)s::text is null or queue = %(queue)s)
       and (%(created_after)s::timestamptz is null or created_at >= %(created_after)s)
       and (%(created_before)s::timestamptz is null or created_at < %(created_before)s)
     order by ended_at desc limit %(limit)s)
     union all
-    (select task_id, sequence, state, ended_at from headrace_core.units
+    (select task_id, sequence, state, namespace, ended_at from headrace_core.units
     where unit = -1 and ended_at is not null and state = 'FAILED' and ended_at >= %(since)s
       and labels @> %(labels)s::jsonb
       and (%(namespace)s::text is null or namespace = %(namespace)s)
+      and (%(within)s::text[] is null or namespace = any(%(within)s))
       and (%(kind)s::text is null or kind = %(kind)s)
       and (%(queue)s::text is null or queue = %(queue)s)
       and (%(created_after)s::timestamptz is null or created_at >= %(created_after)s)

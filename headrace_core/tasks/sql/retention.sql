@@ -48,6 +48,14 @@ fetch first %(limit)s rows with ties;
 -- name: note_events_until
 update headrace_core.retention set events_until = %(until)s;
 
+-- name: remove_audit
+-- Up to `limit` records of what operators did long ago, the oldest first.
+delete from headrace_core.audit
+where ctid = any(array(
+    select ctid from headrace_core.audit where at < now() - %(age)s * interval '1 second'
+    order by at limit %(limit)s for update skip locked
+));
+
 -- name: remove_letters
 -- Up to `limit` closed dead letters of messages that were no tasks.
 delete from headrace_core.dead_letters

@@ -20,12 +20,13 @@ with done as (
     from unnest(%(tasks)b::uuid[], %(units)b::int[], %(epochs)b::int[], %(holders)b::uuid[], %(results)b::text[])
         as i (task_id, unit, epoch, holder, result)
     where u.task_id = i.task_id and u.unit = i.unit and u.unit = -1 and case when u.state = 'PROCESSING' then u.epoch end = i.epoch and u.holder = i.holder
-    returning u.task_id, u.unit, u.sequence, u.generation, u.attempt
+    returning u.task_id, u.unit, u.sequence, u.generation, u.attempt, u.queue,
+        case when u.generation = 1 then extract(epoch from now() - greatest(u.run_at, u.created_at))::float8 end as took
 ), logged as (
     insert into headrace_core.events (task_id, sequence, generation, unit, attempt, type, state, terminal)
     select task_id, sequence, generation, unit, attempt, 'state', 'COMPLETED', true from done
 )
-select task_id, unit, sequence from done;
+select task_id, unit, sequence, queue, took from done;
 
 -- name: complete_merges
 -- Merges that are done, and their tasks with them.
@@ -42,12 +43,13 @@ with done as (
         sequence = t.sequence + 1
     from done d
     where t.task_id = d.task_id and case when t.state = 'PROCESSING' then t.unit end = -1
-    returning t.task_id, t.sequence, t.generation, d.attempt
+    returning t.task_id, t.sequence, t.generation, d.attempt, t.queue,
+        case when t.generation = 1 then extract(epoch from now() - greatest(t.run_at, t.created_at))::float8 end as took
 ), logged as (
     insert into headrace_core.events (task_id, sequence, generation, unit, attempt, type, state, terminal)
     select task_id, sequence, generation, -2, attempt, 'state', 'COMPLETED', true from ended
 )
-select d.task_id, d.unit, e.sequence from done d join ended e using (task_id);
+select d.task_id, d.unit, e.sequence, e.queue, e.took from done d join ended e using (task_id);
 
 -- name: complete_shards
 -- Shards that are done. The task counts them by the rows this statement itself changed; `reached` is true for the batch
@@ -238,4 +240,6 @@ with asked as (
             'interruptions', interruptions)
     from ended where state = 'FAILED'
 )
-select task_id, sequence, generation, state, queue, priority from ended;
+select task_id, sequence, generation, state, queue, priority,
+    case when generation = 1 then extract(epoch from now() - greatest(run_at, created_at))::float8 end as took
+from ended;

@@ -5,17 +5,17 @@ with asked as (
     -- What most tasks do not have comes as an empty array: unnest fills it up with nulls.
     select a.*, s.* from unnest(
         %(ids)b::uuid[], %(payloads)b::text[], %(fingerprints)b::bytea[], %(shapes)b::int[], %(keys)b::text[], %(labels)b::text[],
-        %(run_ats)b::timestamptz[], %(deadlines)b::timestamptz[]
-    ) as a (id, payload, fingerprint, shape, key, labels, run_at, deadline)
+        %(run_ats)b::timestamptz[], %(deadlines)b::timestamptz[], %(traces)b::text[]
+    ) as a (id, payload, fingerprint, shape, key, labels, run_at, deadline, trace)
     join unnest(
         %(namespaces)b::text[], %(kinds)b::text[], %(queues)b::text[], %(priorities)b::int[], %(max_attempts)b::int[],
         %(max_crashes)b::int[]
     ) with ordinality as s (namespace, kind, queue, priority, max_attempts, max_crashes, number) on s.number = a.shape
 ), inserted as (
     insert into headrace_core.units (task_id, unit, namespace, kind, queue, priority, payload, fingerprint, idempotency_key,
-        labels, run_at, deadline, max_attempts, max_crashes, sequence, due_at, offered_at)
+        labels, run_at, deadline, max_attempts, max_crashes, sequence, due_at, offered_at, trace_context)
     select id, -1, namespace, kind, queue, priority, payload::json, fingerprint, key, coalesce(labels, '{}')::jsonb, run_at, deadline,
-        max_attempts, max_crashes, 1, greatest(run_at, now()), case when run_at > now() then null else now() end
+        max_attempts, max_crashes, 1, greatest(run_at, now()), case when run_at > now() then null else now() end, trace
     from asked order by namespace, key, id
     on conflict do nothing
     returning task_id, due_at, created_at

@@ -22,7 +22,8 @@ nats-url: {{ b64enc . }}
 headrace.toml: {{ .Values.config | toJson }}
 {{- end -}}
 
-{{/* Where Postgres is: root, and `secret`, the name under which the chart's Secret exists for this pod. The bundled server's
+{{/* Where Postgres is: root; `secret`, the name under which the chart's Secret exists for this pod; `use`, whose key of an
+existing Secret it is. The bundled server's
 password is libpq's own variable, because a password in a URL would have to be escaped. */}}
 {{- define "headrace.databaseEnv" -}}
 {{- $root := .root -}}
@@ -38,8 +39,9 @@ password is libpq's own variable, because a password in a URL would have to be e
   valueFrom:
     secretKeyRef:
       {{- with $root.Values.database.existingSecret }}
+      {{- $own := dict "producer" .producerKey "consumer" .consumerKey "status" .statusKey "migrate" .migrateKey }}
       name: {{ default $.secret .name | quote }}
-      key: {{ empty .name | ternary "database-url" .key | quote }}
+      key: {{ empty .name | ternary "database-url" (default .key (get $own $.use)) | quote }}
       {{- end }}
 {{- end }}
 {{- end -}}
@@ -54,8 +56,9 @@ password is libpq's own variable, because a password in a URL would have to be e
   valueFrom:
     secretKeyRef:
       {{- with $root.Values.nats.existingSecret }}
+      {{- $own := dict "producer" .producerKey "consumer" .consumerKey "status" .statusKey "admin" .adminKey }}
       name: {{ default $.secret .name | quote }}
-      key: {{ empty .name | ternary "nats-url" .key | quote }}
+      key: {{ empty .name | ternary "nats-url" (default .key (get $own $.use)) | quote }}
       {{- end }}
 {{- end }}
 - name: HEADRACE_BROKER
@@ -92,8 +95,8 @@ password is libpq's own variable, because a password in a URL would have to be e
 {{- define "headrace.serviceEnv" -}}
 {{- $values := .values -}}
 {{- $host := .root.Values.listenHost -}}
-{{- include "headrace.databaseEnv" (dict "root" .root "secret" (include "headrace.fullname" .root)) }}
-{{- include "headrace.natsEnv" (dict "root" .root "secret" (include "headrace.fullname" .root)) }}
+{{- include "headrace.databaseEnv" (dict "root" .root "secret" (include "headrace.fullname" .root) "use" .component) }}
+{{- include "headrace.natsEnv" (dict "root" .root "secret" (include "headrace.fullname" .root) "use" .component) }}
 - name: HEADRACE_LISTEN
   value: {{ printf "%s:%s" $host (include "headrace.port" .component) | quote }}
 - name: HEADRACE_OPS_LISTEN
@@ -129,6 +132,10 @@ password is libpq's own variable, because a password in a URL would have to be e
   value: {{ int $values.maxConnectionAgeSeconds | quote }}
 - name: HEADRACE_MAX_CONNECTION_AGE_GRACE_SECONDS
   value: {{ int $values.maxConnectionAgeGraceSeconds | quote }}
+{{- with include "headrace.accessFile" . }}
+- name: HEADRACE_AUTH_FILE
+  value: {{ quote . }}
+{{- end }}
 {{- end }}
 {{- if eq .component "status" }}
 - name: HEADRACE_HTTP_LISTEN
@@ -142,6 +149,7 @@ password is libpq's own variable, because a password in a URL would have to be e
 - name: HEADRACE_RETENTION_SHARE
   value: {{ toString .root.Values.retention.share | quote }}
 {{- end }}
+{{- include "headrace.tlsEnv" .root }}
 {{- with concat .root.Values.extraEnv $values.extraEnv }}
 {{ toYaml . }}
 {{- end }}
@@ -153,4 +161,5 @@ password is libpq's own variable, because a password in a URL would have to be e
   value: dns:///{{ include "headrace.fullname" . }}-producer:50051
 - name: HEADRACE_STATUS_ADDRESS
   value: dns:///{{ include "headrace.fullname" . }}-status:50052
+{{- include "headrace.tlsClientEnv" . }}
 {{- end -}}

@@ -52,7 +52,7 @@ imagePullSecrets:
 {{- end }}
 {{- end -}}
 
-{{/* A container that runs one verb of the command line: root, name, command, env, own (parts of the image). */}}
+{{/* A container that runs one verb of the command line: root, name, command, env, own (parts of the image), more mounts. */}}
 {{- define "headrace.command" -}}
 - name: {{ .name }}
   image: {{ include "headrace.image" (dict "root" .root "image" .root.Values.image "own" .own) | quote }}
@@ -68,7 +68,7 @@ imagePullSecrets:
   securityContext:
     {{- include "headrace.containerSecurity" . | nindent 4 }}
   volumeMounts:
-    {{- include "headrace.mounts" (dict "root" .root) | nindent 4 }}
+    {{- include "headrace.mounts" (dict "root" .root "mounts" .mounts) | nindent 4 }}
 {{- end -}}
 
 {{/* The rest of a service's pod that only some installations set. */}}

@@ -15,14 +15,14 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
 {{- end -}}
 
 {{- define "headrace.migrateContainer" -}}
-{{- $env := include "headrace.databaseEnv" (dict "root" . "secret" (include "headrace.prepareConfigName" .)) -}}
+{{- $env := include "headrace.databaseEnv" (dict "root" . "secret" (include "headrace.prepareConfigName" .) "use" "migrate") -}}
 {{- include "headrace.command" (dict "root" . "name" "migrate" "command" (list "headrace" "db" "migrate" "--wait" "120") "env" $env) -}}
 {{- end -}}
 
 {{- define "headrace.topologyContainer" -}}
 {{- $replicas := int .Values.nats.streamReplicas | toString -}}
 {{- $command := list "headrace" "topology" "apply" "--wait" "120" "--replicas" $replicas -}}
-{{- $env := include "headrace.natsEnv" (dict "root" . "secret" (include "headrace.prepareConfigName" .)) -}}
+{{- $env := include "headrace.natsEnv" (dict "root" . "secret" (include "headrace.prepareConfigName" .) "use" "admin") -}}
 {{- include "headrace.command" (dict "root" . "name" "topology" "command" $command "env" $env) -}}
 {{- end -}}
 

@@ -49,3 +49,10 @@ target: {{ int .target | quote }}
 queues: {{ join "," . | quote }}
 {{- end }}
 {{- end -}}
+
+{{- define "headrace.scalerAuthentication" -}}
+{{- if include "headrace.usesTls" . -}}
+authenticationRef:
+  name: {{ include "headrace.fullname" . }}-scaler
+{{- end }}
+{{- end -}}

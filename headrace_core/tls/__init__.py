@@ -1,0 +1,1 @@
+"""Encryption of the services' own ports: their certificate, its rotation, and a word where there is none."""
