@@ -255,9 +255,9 @@ def test_scheduling_reaches_the_pods() -> None:
     assert "nodeAffinity" in spec["affinity"]
     assert (spec["priorityClassName"], spec["runtimeClassName"]) == ("important", "gvisor")
     assert spec["imagePullSecrets"] == [{"name": "registry"}]
-    assert {volume["name"] for volume in spec["volumes"]} == {"config", "tmp", "authority", "cache"}
+    assert {volume["name"] for volume in spec["volumes"]} == {"config", "tmp", "authority", "cache", "access"}
     mounts = {mount["mountPath"] for mount in spec["containers"][0]["volumeMounts"]}
-    assert mounts == {"/etc/headrace", "/tmp", "/etc/authority", "/cache"}
+    assert mounts == {"/etc/headrace", "/tmp", "/etc/authority", "/cache", "/etc/headrace-access"}
     metadata = one(scenario("everything"), "Deployment", "our-tasks-producer")["spec"]["template"]["metadata"]
     assert metadata["annotations"]["example/annotation"] == "1"
     assert metadata["labels"]["example/label"] == "1"
