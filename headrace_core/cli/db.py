@@ -43,7 +43,8 @@ def migrate(
 ) -> None:
     """Apply the migrations that are missing and labelled `before deploy`.
 
-    Safe to run at any time and from several places at once. --wait is for a Postgres that cannot be reached yet. A migration that fails is not repeated.
+    Safe to run at any time and from several places at once. --wait is for a Postgres that cannot be reached yet. A
+    migration that fails is not repeated.
     """
     applied, later = _run(MIGRATE, _migrate(database_url, wait, after_deploy))
     for version in applied:
