@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from tests.deploy.rendering import SCENARIOS, Object, of_kind, pods, render, scenario
 from tests.deploy.test_chart_environment import environment, services, settings
+from tests.deploy.tools import ROOT
 
 RESTORED = {"prepare.restored": True}
 
@@ -52,6 +54,20 @@ def test_the_command_line_in_a_service_finds_the_services(name: str) -> None:
         for variable, port in (("HEADRACE_PRODUCER_ADDRESS", "50051"), ("HEADRACE_STATUS_ADDRESS", "50052")):
             service, _, its_port = found[variable].removeprefix("dns:///").partition(":")
             assert (service in names, its_port) == (True, port)
+
+
+def test_the_example_of_a_pool_starts_nothing_but_itself(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "deploy.md").read_text()
+    (example,) = [block for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "consumerPools" in block]
+    (tmp_path / "pool.yaml").write_text(example)
+    scaled = of_kind(render([*SCENARIOS["production"], tmp_path / "pool.yaml"]), "ScaledObject")
+    asked = {
+        each["metadata"]["labels"]["headrace/pool"]: {
+            (trigger["metadata"]["metric"], trigger["metadata"]["queues"]) for trigger in each["spec"]["triggers"]
+        }
+        for each in scaled
+    }
+    assert asked == {"default": {("work", "default"), ("oldest-age", "default")}, "gpu": {("work", "vision")}}
 
 
 def test_the_built_in_kinds_are_switched_off_by_pool(tmp_path: Path) -> None:
