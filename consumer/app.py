@@ -13,7 +13,7 @@ from consumer.deletion_cost import DeletionCost, OwnPod
 from consumer.drain import drain
 from consumer.last_resort import LastResort
 from consumer.queues import queues_of
-from consumer.registry import collect
+from consumer.registry import Registry, collect
 from consumer.works import Works
 from headrace_core.bus.access import Access
 from headrace_core.bus.connection import Bus
@@ -22,6 +22,7 @@ from headrace_core.errors import DatabaseUnavailable
 from headrace_core.rpc.server import GrpcServer
 from headrace_core.runtime.supervisor import Supervisor
 from headrace_core.settings.environment import ServiceSettings
+from headrace_core.settings.errors import SettingsError
 from headrace_core.tasks.deaths import worker_name
 from headrace_core.tasks.model import Holder
 from headrace_core.telemetry import logs, tracing
@@ -40,7 +41,7 @@ class ConsumerService:
     def __init__(self, settings: ServiceSettings, *, built_in: bool = True) -> None:
         """`built_in`: with consumer.builtin. Raises SettingsError for handler modules that cannot be used."""
         self._settings = settings
-        self._registry = collect(settings.handlers, built_in=built_in)
+        self._registry = registry_of(settings, built_in=built_in)
         name = worker_name(os.getpid())
         traced = tracing.spans is not None
         self._holder = Holder(uuid.uuid4(), name, self._registry.kinds, self._registry.sharded, traced)
@@ -121,6 +122,13 @@ class ConsumerService:
     def _note_deletion_cost(self, works: Works) -> asyncio.Task[None]:
         pod = OwnPod.of(self._settings, os.environ)
         return self._supervisor.spawn("deletion-cost", DeletionCost(pod, lambda: works.units.running).run)
+
+
+def registry_of(settings: ServiceSettings, *, built_in: bool = True) -> Registry:
+    """What a consumer of these settings runs. Raises SettingsError: nothing, or a module that cannot be used."""
+    if not settings.built_in and not settings.handlers:
+        raise SettingsError("HEADRACE_BUILT_IN = false leaves nothing to run: name modules in HEADRACE_HANDLERS")
+    return collect(settings.handlers, built_in=built_in and settings.built_in)
 
 
 async def _until_available(work: Callable[[], Awaitable[T]]) -> T:

@@ -5,7 +5,7 @@
 #   VALUES             values file of the chart, such as deploy/helm/headrace/values-production.yaml
 #   VALUES_CONTENT     text of another one, which counts more: what only the environment knows. At least one of the two
 #   RELEASE            name of the release (headrace)            NAMESPACE   where it is (headrace)
-#   TIMEOUT            how long it may take (15m)                KUBECONFIG_CONTENT   text of a kubeconfig; else kubectl's
+#   TIMEOUT            how long it may take (20m)                KUBECONFIG_CONTENT   text of a kubeconfig; else kubectl's
 set -euo pipefail
 # shellcheck source=deploy/delivery/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -27,4 +27,4 @@ fi
 image=(--set-string "image.repository=$IMAGE" --set-string "image.tag=$VERSION")
 [ -z "${DIGEST:-}" ] || image+=(--set-string "image.digest=$DIGEST")
 run helm upgrade --install "$release" "$chart" --namespace "$namespace" --create-namespace \
-    "${values[@]}" "${image[@]}" --atomic --timeout "${TIMEOUT:-15m}" --history-max 10
+    "${values[@]}" "${image[@]}" --atomic --timeout "${TIMEOUT:-20m}" --history-max 10

@@ -47,8 +47,7 @@ def run(arguments: Sequence[str]) -> int:
         failure.report(as_json)
         return failure.exit_code
     except UsageFailure as error:
-        usage_failure(_sentence(error)).report(as_json)
-        return ExitCode.USAGE
+        return _misused(error, as_json)
     except (KeyboardInterrupt, typer.Abort):
         return ExitCode.INTERRUPTED
     except BrokenPipeError:
@@ -105,6 +104,14 @@ def _globals(
     if ctx.invoked_subcommand is None:
         sys.stdout.write(ctx.get_help() + "\n")
         raise typer.Exit
+
+
+def _misused(error: Exception, as_json: bool) -> int:
+    if type(error).__name__ == "NoArgsIsHelpError":  # its text is the help of a group that was named alone
+        sys.stdout.write(f"{error}\n")
+        return ExitCode.OK
+    usage_failure(_sentence(error)).report(as_json)
+    return ExitCode.USAGE
 
 
 def _sentence(error: Exception) -> str:

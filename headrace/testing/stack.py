@@ -27,7 +27,7 @@ class Stack(Protocol):
 
     @property
     def http(self) -> str:
-        """URL of the dashboard and the status pages."""
+        """URL of the status service's HTTP side: /api/async-status, /api/ai-status."""
 
     @property
     def database_url(self) -> str:

@@ -69,6 +69,7 @@ TABLE: Mapping[str, Row] = {
     "grpc.health.v1.Health/Watch": Row(Where.OPEN),
     "grpc.health.v1.Health/List": Row(Where.OPEN),
     "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Row(Where.KNOWN),
+    "GET /": Row(Where.ANY, READERS),
     "GET /api/async-status": Row(Where.ANY, READERS),
     "GET /api/ai-status": Row(Where.ANY, READERS),
 }

@@ -17,6 +17,13 @@ DEFAULT_DATABASE_URL = "postgresql://postgres@127.0.0.1:5432/headrace"
 MIGRATE, VERIFY, RESTORED = "headrace db migrate", "headrace db verify", "headrace db restored"
 
 T = TypeVar("T")
+AfterDeploy = Annotated[
+    bool,
+    typer.Option(
+        "--after-deploy",
+        help="Also those labelled `after deploy`: when no process of the release before is left, nor wanted back.",
+    ),
+]
 DatabaseUrl = Annotated[str, typer.Option(envvar="HEADRACE_DATABASE_URL", help="postgresql:// URL of the database.")]
 
 
@@ -31,26 +38,32 @@ def db() -> None:
 
 
 @app.command()
-def migrate(database_url: DatabaseUrl = DEFAULT_DATABASE_URL, wait: WaitOption = 0.0) -> None:
-    """Apply the migrations that are missing. Safe to run at any time and from several places at once.
+def migrate(
+    database_url: DatabaseUrl = DEFAULT_DATABASE_URL, after_deploy: AfterDeploy = False, wait: WaitOption = 0.0
+) -> None:
+    """Apply the migrations that are missing and labelled `before deploy`.
 
-    --wait is for a Postgres that cannot be reached yet. A migration that fails is not repeated.
+    Safe to run at any time and from several places at once. --wait is for a Postgres that cannot be reached yet. A
+    migration that fails is not repeated.
     """
-    applied = _run(MIGRATE, _migrate(database_url, wait))
+    applied, later = _run(MIGRATE, _migrate(database_url, wait, after_deploy))
     for version in applied:
         typer.echo(f"applied {version}")
     if not applied:
         typer.echo("nothing to apply: the schema is current")
+    for version in later:
+        typer.echo(f"left for headrace db migrate --after-deploy: {version}")
 
 
 @app.command()
 def verify(database_url: DatabaseUrl = DEFAULT_DATABASE_URL, wait: WaitOption = 0.0) -> None:
-    """Exit with 0 if the database has every migration that this release brings, else with 1 and what is missing.
+    """Exit with 0 if the database has every migration that this release needs, else with 1 and what is missing.
 
-    A schema that is newer than this release is fine. --wait looks again every half second until it is there.
+    A schema that is newer than this release is fine, and those labelled `after deploy` may be missing. --wait looks
+    again every half second until it is there.
     """
     _run(VERIFY, until_there(lambda: _verify(database_url), (NotThere,), wait, VERIFY))
-    typer.echo(f"the schema is current: it has {list(migrations.available())[-1]}")
+    typer.echo(f"the schema is current: it has {migrations.needed()[-1]}")
 
 
 @app.command()
@@ -63,9 +76,11 @@ def restored(database_url: DatabaseUrl = DEFAULT_DATABASE_URL) -> None:
     typer.echo(f"{units} units: epochs raised by {STEP:,}")
 
 
-async def _migrate(database_url: str, wait: float) -> list[str]:
+async def _migrate(database_url: str, wait: float, after_deploy: bool) -> tuple[list[str], list[str]]:
+    """The versions applied, and those that are left for after the deploy."""
     await until_there(lambda: _missing(database_url), (NotThere,), wait, MIGRATE)
-    return await migrations.migrate(database_url, note=_note(MIGRATE))
+    applied = await migrations.migrate(database_url, after_deploy=after_deploy, note=_note(MIGRATE))
+    return applied, await migrations.missing_versions(database_url, after_deploy=True)
 
 
 async def _verify(database_url: str) -> None:

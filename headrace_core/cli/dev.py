@@ -23,7 +23,7 @@ def dev(
     ] = Path(".headrace"),
     producer_port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 50051,
     status_port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 50052,
-    http_port: Annotated[int, typer.Option(min=0, max=65535, help="Dashboard and /api; 0: any free port.")] = 8080,
+    http_port: Annotated[int, typer.Option(min=0, max=65535, help="HTTP: /api/async-status; 0: any free port.")] = 8080,
     consumers: Annotated[int, typer.Option(min=0, help="Number of consumer processes.")] = 2,
     handlers: Annotated[
         list[str] | None,

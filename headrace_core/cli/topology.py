@@ -27,6 +27,7 @@ from headrace_core.settings.errors import SettingsError
 from headrace_core.telemetry import logs
 
 app = typer.Typer(help="The streams in NATS, as headrace.toml declares them.", no_args_is_help=True)
+COLUMNS = ("stream", "subjects", "messages", "durable", "pending", "unacknowledged")
 
 T = TypeVar("T")
 NatsUrl = Annotated[
@@ -77,13 +78,19 @@ def verify(nats_url: NatsUrl = None, config: Config = None) -> None:
 
 @app.command(name="list")
 def show(nats_url: NatsUrl = None, config: Config = None) -> None:
-    """Show the streams and durables that the server has, with what waits in them."""
+    """Show the streams and durables that the server has, with what waits in them; tab-separated in a pipe."""
     settings = _settings(nats_url, config)
     rows = _run(list_topology(settings.nats_url, _names(settings), access=_access(settings)))
     if not rows:
         where = logs.without_passwords(settings.nats_url)
         _fail(f"{where} has no stream of Headrace; create them with: headrace topology apply")
-    Console().print(_table(rows))
+    if sys.stdout.isatty():
+        table = Table(*COLUMNS)
+        for row in rows:
+            table.add_row(*_cells(row, "\n"))
+        Console().print(table)
+    else:
+        _print(["\t".join(cells) for cells in (COLUMNS, *(_cells(row, ",") for row in rows))])
 
 
 @app.command()
@@ -101,12 +108,9 @@ async def _apply(settings: ServiceSettings, replicas: int | None, wait: float) -
     return await until_there(attempt, (BusUnavailable, ClusterTooSmall), wait, "headrace topology apply")
 
 
-def _table(rows: list[TopologyRow]) -> Table:
-    table = Table("stream", "subjects", "messages", "durable", "pending", "unacknowledged")
-    for row in rows:
-        counts = (str(row.pending), str(row.ack_pending)) if row.durable else ("", "")
-        table.add_row(row.stream, "\n".join(row.subjects), str(row.messages), row.durable, *counts)
-    return table
+def _cells(row: TopologyRow, between: str) -> tuple[str, ...]:
+    counts = (str(row.pending), str(row.ack_pending)) if row.durable else ("", "")
+    return (row.stream, between.join(row.subjects), str(row.messages), row.durable, *counts)
 
 
 def _settings(nats_url: str | None, config: Path | None) -> ServiceSettings:

@@ -1,7 +1,8 @@
 """Numbered, forward-only migrations, each applied once, in one transaction, whoever comes first.
 
 Safe to run from several processes at once: an advisory lock lets one through. Each file says in its first lines whether
-it is meant before or after the deploy of the code that needs it.
+it is meant before or after the deploy of the code that needs it. One for afterwards takes away what the release before
+still uses, so it is applied only when that is asked for, and nobody waits for it.
 
 Services go on meanwhile. A statement that waits for a table holds up everybody who comes to that table after it, for as
 long as some long transaction before it lasts. So a migration waits for a lock in short tries, and gives way in between.
@@ -59,10 +60,25 @@ def available() -> dict[str, str]:
     return {item.name.removesuffix(".sql"): item.read_text(encoding="utf-8") for item in files}
 
 
+def needed() -> list[str]:
+    """The versions that this code needs, in order: without those that are for afterwards."""
+    return list(_wanted(after_deploy=False))
+
+
+def is_for_afterwards(sql: str) -> bool:
+    """Whether a migration is labelled "after deploy", in one of its first five lines."""
+    head = "".join(line for line in sql.splitlines()[:5] if line.startswith("--"))
+    return "Label: after deploy" in head
+
+
 async def migrate(
-    database_url: str, *, patience: float = PATIENCE_SECONDS, note: Callable[[str], None] = lambda _text: None
+    database_url: str,
+    *,
+    after_deploy: bool = False,
+    patience: float = PATIENCE_SECONDS,
+    note: Callable[[str], None] = lambda _text: None,
 ) -> list[str]:
-    """Apply what is missing; the versions applied, oldest first.
+    """Apply what is missing; the versions applied, oldest first. `after_deploy`: also what is labelled so.
 
     A lock that is not free is tried for `patience` seconds; `note` is told once that it is waited for, and which roles
     are missing where the URL's own role may not create them.
@@ -77,7 +93,7 @@ async def migrate(
     noted = False
     while True:
         try:
-            return await _attempt(database_url, end - clock(), note)
+            return await _attempt(database_url, end - clock(), note, after_deploy)
         except (sqlstate.LockNotAvailable, sqlstate.DeadlockDetected) as error:
             holder = await _oldest_transaction(database_url)
             if clock() + GIVE_WAY_SECONDS >= end:
@@ -91,16 +107,19 @@ async def migrate(
         await asyncio.sleep(GIVE_WAY_SECONDS)
 
 
-async def missing_versions(database_url: str) -> list[str]:
-    """Versions that this code brings and the database lacks. Raises as `migrate`; TimeoutError: no answer in 5 s."""
+async def missing_versions(database_url: str, *, after_deploy: bool = False) -> list[str]:
+    """Versions that this code needs and the database lacks; `after_deploy`: also those that may wait.
+
+    Raises as `migrate`; TimeoutError: no answer in 5 s.
+    """
     async with asyncio.timeout(LOOK_SECONDS), _connected(database_url) as connection:
         exists = await (await connection.execute("select to_regclass('headrace_core.migrations')::text")).fetchone()
         if exists is None or exists[0] is None:
-            return list(available())
-        return list(await _missing(connection))
+            return list(_wanted(after_deploy))
+        return list(await _missing(connection, after_deploy))
 
 
-async def _attempt(database_url: str, patience: float, note: Callable[[str], None]) -> list[str]:
+async def _attempt(database_url: str, patience: float, note: Callable[[str], None], after_deploy: bool) -> list[str]:
     notes: dict[str, None] = {}  # the function that grants may run twice
     async with _connected(database_url) as connection:
         connection.add_notice_handler(lambda notice: _keep(notice, notes))
@@ -110,7 +129,7 @@ async def _attempt(database_url: str, patience: float, note: Callable[[str], Non
         await _limit_lock_waits(connection, LOCK_SECONDS)
         await _refuse_without_fsync(connection)
         await connection.execute(_LEDGER)
-        missing = await _missing(connection)
+        missing = await _missing(connection, after_deploy)
         for version, sql in missing.items():
             await connection.execute(sql.encode())
             await connection.execute("insert into headrace_core.migrations (version) values (%s)", (version,))
@@ -164,9 +183,13 @@ def _parsed(database_url: str) -> str | None:
     return conninfo if is_sound else None
 
 
-async def _missing(connection: _Connection) -> dict[str, str]:
+def _wanted(after_deploy: bool) -> dict[str, str]:
+    return {version: sql for version, sql in available().items() if after_deploy or not is_for_afterwards(sql)}
+
+
+async def _missing(connection: _Connection, after_deploy: bool) -> dict[str, str]:
     rows = await (await connection.execute("select version from headrace_core.migrations")).fetchall()
-    return {version: sql for version, sql in available().items() if (version,) not in rows}
+    return {version: sql for version, sql in _wanted(after_deploy).items() if (version,) not in rows}
 
 
 async def _limit_lock_waits(connection: _Connection, seconds: float) -> None:

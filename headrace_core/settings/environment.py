@@ -126,7 +126,7 @@ class ServiceSettings(BaseModel):
     )
     http_listen: Listen = Field(
         default="127.0.0.1:8080",
-        description="Status only: where the dashboard, /api/async-status and /api/ai-status are.",
+        description="Status only: where /api/async-status and /api/ai-status are; / leads to the former.",
     )
     config: Path | None = Field(
         default=None, description="Path of headrace.toml; unless set, the one in the working directory."
@@ -134,6 +134,11 @@ class ServiceSettings(BaseModel):
     handlers: Annotated[list[str], BeforeValidator(_separated)] = Field(
         default_factory=list,
         description="Consumer only: importable modules with handlers, separated by commas, besides the built-in ones.",
+    )
+    built_in: bool = Field(
+        default=True,
+        description="Consumer only: run the built-in kinds `echo` and `ai.analyze` too, and so pull `default`. `false` "
+        "for consumers that are there for other queues alone.",
     )
     grace_seconds: float = Field(
         default=20.0,
@@ -291,6 +296,12 @@ class ServiceSettings(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _knows_its_model(self) -> Self:
+        if self.ai_backend == "openai" and not self.ai_model:
+            raise ValueError("HEADRACE_AI_BACKEND = openai needs HEADRACE_AI_MODEL too, the model's name on the server")
+        return self
+
+    @model_validator(mode="after")
     def _knows_its_certificate_and_key(self) -> Self:
         given = [self.tls_cert_file is not None, self.tls_key_file is not None]
         if any(given) and not all(given):
@@ -351,5 +362,8 @@ def _is_kubernetes(name: str, value: str) -> bool:
 
 
 def _about_unknown(name: str) -> str:
-    closest = difflib.get_close_matches(name, VARIABLES, n=1, cutoff=0.0)[0]
-    return f"unknown variable {name} in the environment; the closest known one is {closest}"
+    # Without the prefix, which makes any two of them alike.
+    known = [variable.removeprefix(PREFIX) for variable in VARIABLES]
+    closest = difflib.get_close_matches(name.removeprefix(PREFIX), known, n=1, cutoff=0.55)
+    hint = f"the closest known one is {PREFIX}{closest[0]}" if closest else "docs/configuration.md has all of them"
+    return f"unknown variable {name} in the environment; {hint}"

@@ -52,7 +52,8 @@ def _finding(detail: ErrorDetails, model: type[BaseModel], name: Callable[[str],
 
 def _said(detail: ErrorDetails) -> str:
     message = detail["msg"].removeprefix("Value error, ")
-    return without_passwords(message[:1].lower() + message[1:])
+    is_name = message[1:2].isupper()  # HEADRACE_…: it stays as it is
+    return without_passwords(message if is_name else message[:1].lower() + message[1:])
 
 
 def _owner(model: type[BaseModel], path: Sequence[str]) -> type[BaseModel]:

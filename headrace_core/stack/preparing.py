@@ -20,7 +20,7 @@ def check_settings(environment: Mapping[str, str], working_folder: Path) -> Serv
 
 async def prepare(database_url: str, nats_url: str, settings: ServiceSettings) -> list[str]:
     """Apply the missing migrations and the declared topology; return a line for each change. Raises StackError."""
-    applied = [f"migration {version} applied" for version in await migrate(database_url)]
+    applied = [f"migration {version} applied" for version in await migrate(database_url, after_deploy=True)]
     if settings.broker == "none":
         return applied
     names = StreamNames(prefix=settings.stream_prefix, subjects=settings.subject_prefix)

@@ -42,7 +42,7 @@ async def _write() -> None:
         await postgres.start()
         try:
             url = await postgres.create_database("schema")
-            await migrate(url)
+            await migrate(url, after_deploy=True)
             SCHEMA_FILE.write_text(await dump(url), encoding="utf-8")
         finally:
             await postgres.stop()

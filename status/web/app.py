@@ -7,7 +7,7 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from headrace.v1 import queue_pb2, status_pb2
@@ -30,8 +30,16 @@ def web_app(system: System, routes: tuple[BaseRoute, ...] = (), gate: Gate | Non
         found = await system.inference()
         return _answer(inference_json(found), well=found.health == HEALTHY)
 
+    async def front(_request: Request) -> Response:
+        return RedirectResponse("/api/async-status", headers=_NO_STORE)
+
     return Starlette(
-        routes=[Route("/api/async-status", async_status), Route("/api/ai-status", ai_status), *routes],
+        routes=[
+            Route("/", front),
+            Route("/api/async-status", async_status),
+            Route("/api/ai-status", ai_status),
+            *routes,
+        ],
         middleware=[Middleware(Guarded, gate=gate)] if gate is not None else [],
     )
 

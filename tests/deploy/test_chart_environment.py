@@ -302,6 +302,7 @@ def test_a_digest_stays_with_the_image_that_it_was_given_for(sets: dict[str, Any
         ("laptop", {"consumerPools": {"gpu": {"graceSeconds": 1}}}, "consumerPools.gpu.finishSeconds is 2"),
         ("hpa", {"consumer.autoscaling.minReplicas": 11}, "set minReplicas to at most maxReplicas"),
         ("hpa", {"producer.autoscaling.minReplicas": 0}, "producer.autoscaling.minReplicas is 0"),
+        ("production", {"consumer.autoscaling.maxReplicas": 5}, "consumer.autoscaling.fallbackReplicas is 6 and maxR"),
         (
             "laptop",
             {"consumer.rollingUpdate": {"maxSurge": "0%", "maxUnavailable": 0}},

@@ -72,9 +72,10 @@ def without_dns(found: set[Connection]) -> set[Connection]:
 def test_the_laptops_pods_talk_as_the_design_draws_and_in_no_other_way() -> None:
     objects = scenario("laptop-closed")
     expected = {(who, server, port) for who in OURS[:4] for server, port in SERVERS.items()}
-    # Every pod of the namespace may be let in; of our own, the test alone is let out.
+    # Every pod of the namespace may be let in; of our own, the test is let out, and status pods to the producer.
     for caller in ("neighbour", "verify"):
         expected |= {(caller, "producer", 50051), (caller, "status", 50052), (caller, "status", 8080)}
+    expected.add(("status", "producer", 50051))
     expected |= {("prometheus", service, 9090) for service in OURS[:3]}
     assert without_dns(connections(objects)) == expected
 
@@ -99,7 +100,7 @@ def test_external_servers_are_reached_on_their_ports_at_any_address() -> None:
     found = without_dns(connections(scenario("production")))
     for who in OURS[:4]:
         reached = {(end, port) for start, end, port in found if start == who}
-        assert {port for _, port in reached} == {4222, 5432}
+        assert {port for _, port in reached} == {4222, 5432} | ({50051} if who == "status" else set())
         assert {("internet", 5432), ("internet", 4222), ("database", 5432)} <= reached
     assert not any(end == "prepare" for _, end, _ in found)
     assert not any(end in OURS and port in {4222, 5432} for _, end, port in found)
@@ -130,10 +131,11 @@ def test_what_the_values_narrow_is_narrow() -> None:
         (caller, end, port)
         for caller in ("shop", "verify")
         for end, port in (("producer", 50051), ("status", 50052), ("status", 8080))
-    }
+    } | {("status", "producer", 50051)}
     servers = {("database", 5432)}
     for who in ("producer", "status", "prepare"):
-        assert {(end, port) for start, end, port in found if start == who} == servers
+        own = {("producer", 50051)} if who == "status" else set()
+        assert {(end, port) for start, end, port in found if start == who} == servers | own
     assert {(end, port) for start, end, port in found if start == "consumer"} == servers | {
         ("models", 8000),
         ("api", 443),
@@ -146,6 +148,7 @@ def test_an_empty_list_of_readers_is_nobody() -> None:
     assert {(start, end) for start, end, _ in found if end in OURS[:3]} == {
         ("verify", "producer"),
         ("verify", "status"),
+        ("status", "producer"),
     }
 
 

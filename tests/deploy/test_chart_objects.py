@@ -222,6 +222,15 @@ def test_the_notes_say_how_to_reach_and_to_check_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "connections"),
+    # 10 × 12 + 10 × 8 + 38 × 10 + 10; with one pod of each, surges of 1, 1 and 25 %: 2 × 12 + 2 × 8 + 2 × 10 + 10.
+    [("production", 590), ("laptop", 70)],
+)
+def test_the_notes_say_how_many_connections_it_needs(name: str, connections: int, tmp_path: Path) -> None:
+    assert f"it needs {connections} connections to Postgres" in notes(SCENARIOS[name], tmp_path)
+
+
+@pytest.mark.parametrize(
     ("release", "expected"), [("headrace", "headrace"), ("demo", "demo-headrace"), ("1st", "r-1st-headrace")]
 )
 def test_objects_are_named_after_the_release(release: str, expected: str) -> None:

@@ -278,7 +278,7 @@ def test_a_deployment_waits_rolls_back_and_runs_exactly_that_image(recorder: Rec
     assert call[:5] == ["helm", "upgrade", "--install", "blue", str(CHART)]
     assert option(call, "--namespace") == ["work"]
     assert {"--atomic", "--create-namespace"} <= set(call)
-    assert option(call, "--timeout") == ["15m"]
+    assert option(call, "--timeout") == ["20m"]
     assert option(call, "--set-string") == [
         f"image.repository={IMAGE}", "image.tag=1.2.3", f"image.digest={DIGEST}",
     ]  # fmt: skip

@@ -162,6 +162,8 @@ async def test_the_http_side_asks_for_the_same_identity(database_url: str, tmp_p
             code, _, content = await get(service, page, f"Bearer {token_of('reader')}")
             assert code in (200, 503)
             assert "status" in content
+        assert (await get(service, "/"))[0] == 401
+        assert (await get(service, "/", f"Bearer {token_of('sender')}"))[0] == 403
         assert (await get(service, "/other", f"Bearer {token_of('reader')}"))[0] == 403
 
 

@@ -15,6 +15,7 @@ from headrace_core.bus.connection import Bus
 from headrace_core.bus.declaration import StreamNames, declared
 from headrace_core.bus.errors import BusError
 from headrace_core.bus.topology import apply
+from headrace_core.cli.topology import COLUMNS
 from headrace_core.db.migrate import available, migrate, missing_versions
 from headrace_core.settings.queues import QueueSettings
 from headrace_core.stack.logs import StackLog
@@ -241,6 +242,11 @@ async def test_copies_of_existing_streams_are_raised_as_far_as_the_cluster_goes(
         raised = await headrace("topology", "apply", "--nats-url", cluster.url, "--replicas", "3", "--wait", "20")
         assert raised.code == 0, raised.err
         assert "stream HEADRACE_TASKS: updated, num_replicas is 1, not 3" in raised.out.splitlines()
+        listed = await headrace("topology", "list", "--nats-url", cluster.url)
+        columns, *rows = [line.split("\t") for line in listed.out.splitlines()]
+        assert columns == list(COLUMNS)
+        assert {len(row) for row in rows} == {len(columns)}
+        assert ["HEADRACE_TASKS", "headrace.tasks.*.*", "0"] in [row[:3] for row in rows]
         small = await headrace("topology", "apply", "--nats-url", cluster.url, "--replicas", "5", "--wait", "1")
         assert small.code == 1
         assert "waiting for up to 1 s" in small.err.splitlines()[0]

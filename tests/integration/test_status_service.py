@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -119,6 +120,16 @@ async def test_a_healthy_system_says_so(db: Database, database_url: str, nats_ur
         assert [consumer.worker for consumer in found.consumers] == ["host/1"]
         assert found.queues[0].limits.max_attempts == 3
         assert service.problems() == []
+
+
+async def test_the_root_leads_to_the_systems_status(database_url: str, nats_url: str) -> None:
+    async with serving(database_url, nats_url) as service:
+        assert service.http_address is not None
+        connection = HTTPConnection(service.http_address, timeout=5)
+        await asyncio.to_thread(connection.request, "GET", "/")
+        answer = await asyncio.to_thread(connection.getresponse)
+        assert (answer.status, answer.getheader("location")) == (307, "/api/async-status")
+        connection.close()
 
 
 async def test_without_streams_or_consumers_it_says_what_to_do(db: Database, database_url: str, nats_url: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import psycopg
 import pytest
 
+from headrace_core.cli import db
 from headrace_core.db import migrate as module
 from headrace_core.db.migrate import available, migrate, missing_versions
 from headrace_core.stack.schema import SCHEMA_FILE, dump
@@ -50,9 +51,9 @@ def tries(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     seen: list[float] = []
     attempt = module._attempt
 
-    async def noted(database_url: str, patience: float, note: Callable[[str], None]) -> list[str]:
+    async def noted(database_url: str, patience: float, note: Callable[[str], None], after_deploy: bool) -> list[str]:
         seen.append(patience)
-        return await attempt(database_url, patience, note)
+        return await attempt(database_url, patience, note, after_deploy)
 
     monkeypatch.setattr(module, "_attempt", noted)
     return seen
@@ -111,3 +112,32 @@ async def test_a_second_migration_waits_for_the_first_and_finds_nothing_to_do(em
         assert not second.done()
         await first.commit()
         assert await second == []
+
+
+LATER = "9998_for_afterwards"
+
+
+@pytest.fixture
+def _with_a_later_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A release that brings one migration for after its deploy, and another for before it."""
+    versions = available() | {
+        LATER: "-- Label: after deploy.\ncomment on table headrace_core.queues is 'no longer as it was'",
+        NEW: "-- New. Label: before deploy.\nalter table headrace_core.queues add extra text",
+    }
+    monkeypatch.setattr(module, "available", lambda: versions)
+
+
+@pytest.mark.usefixtures("_with_a_later_one")
+async def test_what_is_labelled_after_deploy_waits_until_it_is_asked_for_and_nobody_waits_for_it(
+    database_url: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert await migrate(database_url) == [NEW]
+    assert await missing_versions(database_url) == []
+    assert await missing_versions(database_url, after_deploy=True) == [LATER]
+    await asyncio.to_thread(db.verify, database_url)
+    assert NEW in capfd.readouterr().out
+    await asyncio.to_thread(db.migrate, database_url)
+    assert f"left for headrace db migrate --after-deploy: {LATER}" in capfd.readouterr().out
+    await asyncio.to_thread(db.migrate, database_url, after_deploy=True)
+    assert capfd.readouterr().out == f"applied {LATER}\n"
+    assert await missing_versions(database_url, after_deploy=True) == []

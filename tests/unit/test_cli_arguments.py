@@ -15,6 +15,15 @@ from headrace.cli.exits import ExitCode, Failure
 from headrace.v1 import event_pb2, task_pb2
 
 
+@pytest.mark.parametrize("group", ["dlq", "queues", "db", "topology"])
+def test_a_group_alone_prints_its_help(capsys: pytest.CaptureFixture[str], group: str) -> None:
+    assert run([group]) == 0
+    written = capsys.readouterr()
+    assert written.out.startswith(f"Usage: headrace {group} [OPTIONS] COMMAND")
+    assert "\nCommands:\n" in written.out
+    assert written.err == ""
+
+
 @pytest.mark.parametrize(
     ("typed", "says"),
     [

@@ -12,10 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from consumer.app import ConsumerService, registry_of
 from consumer.invocation import arguments_of, outcome_of, raised
 from consumer.registry import collect
 from headrace import NonRetryable, handler
 from headrace.handler_values import InputRefused, ResultRefused, encoded, needed_shards
+from headrace_core.settings.environment import load_settings
 from headrace_core.settings.errors import SettingsError
 from headrace_core.tasks.outcome import Planned, Raised, Succeeded
 
@@ -38,6 +40,15 @@ def test_functions_and_sharded_classes_are_collected_once() -> None:
     assert {"echo", "ai.analyze", "double", "count-words"} <= set(registry.kinds)
     assert set(registry.sharded) == {"ai.analyze", "count-words", "count-words-tolerant"}
     assert "ai.analyze" not in collect([SAMPLES], built_in=False).kinds
+
+
+def test_the_built_in_kinds_can_be_switched_off_where_there_are_others(tmp_path: Path) -> None:
+    off = {"HEADRACE_BUILT_IN": "false"}
+    with pytest.raises(SettingsError, match="HEADRACE_BUILT_IN = false leaves nothing to run"):
+        ConsumerService(load_settings(off, default_listen="127.0.0.1:0", cwd=tmp_path))
+    settings = load_settings(off | {"HEADRACE_HANDLERS": SAMPLES}, default_listen="127.0.0.1:0", cwd=tmp_path)
+    assert not {"echo", "ai.analyze"} & set(registry_of(settings).kinds)
+    assert {"echo", "ai.analyze"} <= set(registry_of(settings.model_copy(update={"built_in": True})).kinds)
 
 
 def test_a_kind_declared_twice_names_both(modules: Path) -> None:

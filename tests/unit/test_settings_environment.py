@@ -49,8 +49,7 @@ def test_an_empty_variable_counts_as_not_set(tmp_path: Path) -> None:
     [
         ("HEADRACE_DATABSE_URL", "HEADRACE_DATABASE_URL"),
         ("HEADRACE_GRACE", "HEADRACE_GRACE_SECONDS"),
-        ("HEADRACE_TOPOLOGY", "HEADRACE_"),
-        ("HEADRACE_PORT", "HEADRACE_"),
+        ("HEADRACE_TLS_CERT", "HEADRACE_TLS_CERT_FILE"),
     ],
 )
 def test_an_unknown_variable_is_named_with_the_closest_known_one(tmp_path: Path, name: str, closest: str) -> None:
@@ -102,6 +101,19 @@ def test_a_wrong_value_is_named_with_what_is_allowed(tmp_path: Path, name: str, 
     assert said in caught.value.message
 
 
+@pytest.mark.parametrize("name", ["HEADRACE_FOO", "HEADRACE_TOPOLOGY", "HEADRACE_PORT"])
+def test_no_guess_is_made_where_nothing_is_close(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(tmp_path, **{name.removeprefix("HEADRACE_"): "8080"})
+    assert caught.value.message == f"unknown variable {name} in the environment; docs/configuration.md has all of them"
+
+
+def test_a_server_for_ai_analyze_needs_a_model(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="HEADRACE_AI_BACKEND = openai needs HEADRACE_AI_MODEL too"):
+        load(tmp_path, AI_BACKEND="openai")
+    assert load(tmp_path, AI_BACKEND="openai", AI_MODEL="small").ai_model == "small"
+
+
 @pytest.mark.parametrize(
     ("given", "missing"),
     [
@@ -111,8 +123,9 @@ def test_a_wrong_value_is_named_with_what_is_allowed(tmp_path: Path, name: str, 
     ],
 )
 def test_the_deletion_cost_needs_to_know_its_pod(tmp_path: Path, given: dict[str, str], missing: str) -> None:
-    with pytest.raises(SettingsError, match=missing):
+    with pytest.raises(SettingsError, match=missing) as caught:
         load(tmp_path, POD_DELETION_COST="true", **given)
+    assert caught.value.message.startswith("HEADRACE_POD_DELETION_COST = true needs")
     assert load(tmp_path, **given).pod_deletion_cost is False
     assert load(tmp_path, POD_DELETION_COST="true", POD_NAME="a", POD_NAMESPACE="b").pod_deletion_cost is True
 

@@ -122,6 +122,10 @@ password is libpq's own variable, because a password in a URL would have to be e
 - name: HEADRACE_HANDLERS
   value: {{ join "," . | quote }}
 {{- end }}
+{{- if not $values.builtIn }}
+- name: HEADRACE_BUILT_IN
+  value: "false"
+{{- end }}
 {{- if $values.podDeletionCost }}
 - name: HEADRACE_POD_DELETION_COST
   value: "true"
@@ -150,16 +154,22 @@ password is libpq's own variable, because a password in a URL would have to be e
   value: {{ toString .root.Values.retention.share | quote }}
 {{- end }}
 {{- include "headrace.tlsEnv" .root }}
+{{ include "headrace.addressEnv" .root }}
 {{- with concat .root.Values.extraEnv $values.extraEnv }}
 {{ toYaml . }}
 {{- end }}
 {{- end -}}
 
-{{/* What a client of Headrace sets. */}}
-{{- define "headrace.clientEnv" -}}
+{{/* Where clients find the services. Those accept and ignore it: it is for `kubectl exec … -- headrace …`. */}}
+{{- define "headrace.addressEnv" -}}
 - name: HEADRACE_PRODUCER_ADDRESS
   value: dns:///{{ include "headrace.fullname" . }}-producer:50051
 - name: HEADRACE_STATUS_ADDRESS
   value: dns:///{{ include "headrace.fullname" . }}-status:50052
+{{- end -}}
+
+{{/* What a client of Headrace sets. */}}
+{{- define "headrace.clientEnv" -}}
+{{- include "headrace.addressEnv" . }}
 {{- include "headrace.tlsClientEnv" . }}
 {{- end -}}

@@ -71,14 +71,14 @@ ports:
 {{- end }}
 {{- end -}}
 
-{{/* Who may call a service: clients, the test, Prometheus, KEDA. root, component. */}}
+{{/* Who may call a service: clients, the test, the command line in a status pod, Prometheus, KEDA. root, component. */}}
 {{- define "headrace.ingressService" -}}
 {{- $policy := .root.Values.networkPolicy -}}
 {{- $port := include "headrace.port" .component -}}
-{{- $test := include "headrace.ourPods" (dict "root" .root "components" (list "verify")) | fromJsonArray -}}
+{{- $callers := include "headrace.ourPods" (dict "root" .root "components" (list "verify" "status")) | fromJsonArray -}}
 {{- if ne .component "consumer" }}
 {{- $ports := eq .component "status" | ternary (list $port 8080) (list $port) }}
-{{- include "headrace.rule" (dict "direction" "from" "peers" (concat $policy.clients $test) "ports" $ports) }}
+{{- include "headrace.rule" (dict "direction" "from" "peers" (concat $policy.clients $callers) "ports" $ports) }}
 {{- end }}
 {{- include "headrace.rule" (dict "direction" "from" "peers" $policy.monitoring "ports" (list 9090)) }}
 {{- if and (eq .component "status") (include "headrace.usesKeda" .root) }}
@@ -97,6 +97,14 @@ ports:
 {{- end }}
 {{- with .Values.networkPolicy.consumerEgress }}
 {{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* What only status pods reach, for the command line in them (kubectl exec): the producer, and another status pod. */}}
+{{- define "headrace.egressStatus" -}}
+{{- range $component, $port := dict "producer" 50051 "status" 50052 }}
+{{- $peers := include "headrace.ourPods" (dict "root" $ "components" (list $component)) | fromJsonArray }}
+{{- include "headrace.rule" (dict "direction" "to" "peers" $peers "ports" (list $port)) }}
 {{- end }}
 {{- end -}}
 

@@ -27,6 +27,15 @@ imagePullSecrets:
 {{- end }}
 {{- end -}}
 
+{{/* On which nodes the pods run that hold short commands alone: preparing and verifying. */}}
+{{- define "headrace.commandScheduling" -}}
+{{- range $field := list "nodeSelector" "tolerations" }}
+{{- with get $.Values.commands $field }}
+{{ $field }}: {{ toJson . }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
 {{/* Mounts of every container of the Headrace image: root, and more `mounts`. */}}
 {{- define "headrace.mounts" -}}
 - name: config

@@ -19,6 +19,12 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
 {{- include "headrace.command" (dict "root" . "name" "migrate" "command" (list "headrace" "db" "migrate" "--wait" "120") "env" $env) -}}
 {{- end -}}
 
+{{/* After a restore, before the services start: docs/backup.md. */}}
+{{- define "headrace.restoredContainer" -}}
+{{- $env := include "headrace.databaseEnv" (dict "root" . "secret" (include "headrace.prepareConfigName" .) "use" "migrate") -}}
+{{- include "headrace.command" (dict "root" . "name" "restored" "command" (list "headrace" "db" "restored") "env" $env) -}}
+{{- end -}}
+
 {{- define "headrace.topologyContainer" -}}
 {{- $replicas := int .Values.nats.streamReplicas | toString -}}
 {{- $command := list "headrace" "topology" "apply" "--wait" "120" "--replicas" $replicas -}}
@@ -26,20 +32,23 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
 {{- include "headrace.command" (dict "root" . "name" "topology" "command" $command "env" $env) -}}
 {{- end -}}
 
-{{/* The job's pod: the schema first, then the streams, one after the other. Without a broker the schema alone. */}}
+{{/* The job's pod: the schema first, the epochs after a restore, then the streams, one after the other. Without a broker no streams. */}}
 {{- define "headrace.preparePod" -}}
+{{- $steps := list (include "headrace.migrateContainer" .) -}}
+{{- if .Values.prepare.restored }}{{ $steps = append $steps (include "headrace.restoredContainer" .) }}{{ end -}}
+{{- if include "headrace.usesNats" . }}{{ $steps = append $steps (include "headrace.topologyContainer" .) }}{{ end -}}
 restartPolicy: Never
 automountServiceAccountToken: false
 {{- include "headrace.podBasics" . | nindent 0 }}
-{{- if include "headrace.usesNats" . }}
+{{- include "headrace.commandScheduling" . }}
+{{- with initial $steps }}
 initContainers:
-  {{- include "headrace.migrateContainer" . | nindent 2 }}
-containers:
-  {{- include "headrace.topologyContainer" . | nindent 2 }}
-{{- else }}
-containers:
-  {{- include "headrace.migrateContainer" . | nindent 2 }}
+  {{- range . }}
+  {{- nindent 2 . }}
+  {{- end }}
 {{- end }}
+containers:
+  {{- last $steps | nindent 2 }}
 volumes:
   {{- include "headrace.volumes" (dict "root" . "config" (include "headrace.prepareConfigName" .)) | nindent 2 }}
 {{- end -}}

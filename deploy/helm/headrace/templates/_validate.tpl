@@ -69,6 +69,9 @@
 {{- if gt (int $scaling.minReplicas) (int $scaling.maxReplicas) -}}
 {{- fail (printf "%s.autoscaling.minReplicas is %d and maxReplicas %d: set minReplicas to at most maxReplicas" $where (int $scaling.minReplicas) (int $scaling.maxReplicas)) -}}
 {{- end -}}
+{{- if and (eq $scaling.mode "keda") (gt (int $scaling.fallbackReplicas) (int $scaling.maxReplicas)) -}}
+{{- fail (printf "%s.autoscaling.fallbackReplicas is %d and maxReplicas %d: set fallbackReplicas to at most maxReplicas" $where (int $scaling.fallbackReplicas) (int $scaling.maxReplicas)) -}}
+{{- end -}}
 {{- if and (eq $scaling.mode "hpa") (eq (int $scaling.minReplicas) 0) -}}
 {{- fail (printf "%s.autoscaling.minReplicas is 0, which an HPA cannot do: set it to 1 or more, or autoscaling.mode of consumers to keda" $where) -}}
 {{- end -}}

@@ -28,6 +28,20 @@ the consumer's: maps are merged, everything else replaces, also false, 0 and emp
 {{- if ne .autoscaling.mode "none" }}true{{ end -}}
 {{- end -}}
 
+{{/* Connections to Postgres at the most: every workload at its greatest and with the surge of a roll-out, and ten for people,
+migrations and backups. The figures of a pod are those of docs/postgres.md. */}}
+{{- define "headrace.connections" -}}
+{{- $sum := 10 -}}
+{{- range include "headrace.workloads" . | fromJsonArray -}}
+{{- $pods := empty (include "headrace.scaled" .values) | ternary .values.replicas .values.autoscaling.maxReplicas | int -}}
+{{- $surge := toString .values.rollingUpdate.maxSurge -}}
+{{- $more := trimSuffix "%" $surge | int -}}
+{{- if hasSuffix "%" $surge }}{{ $more = div (add (mul $pods $more) 99) 100 }}{{ end -}}
+{{- if $pods }}{{ $sum = add $sum (mul (add $pods $more) (get (dict "producer" 12 "consumer" 10 "status" 8) .component)) }}{{ end -}}
+{{- end -}}
+{{- $sum -}}
+{{- end -}}
+
 {{/* "true" where something is scaled by the external scaler. */}}
 {{- define "headrace.usesKeda" -}}
 {{- range include "headrace.workloads" . | fromJsonArray -}}
