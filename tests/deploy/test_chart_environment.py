@@ -239,6 +239,8 @@ def test_the_test_pod_asks_the_services_of_its_release(tmp_path: Path) -> None:
     environ = environment(container, pod, objects)
     assert environ["HEADRACE_PRODUCER_ADDRESS"] == "dns:///our-tasks-producer:50051"
     assert environ["HEADRACE_STATUS_ADDRESS"] == "dns:///our-tasks-status:50052"
+    (token,) = [variable for variable in container["env"] if variable["name"] == "HEADRACE_TOKEN"]
+    assert token["valueFrom"] == {"secretKeyRef": {"name": "verifier", "key": "secret"}}
     assert container["command"][:4] == ["headrace", "verify", "--http", "http://our-tasks-status-http:8080"]
     within = container["command"][container["command"].index("--within") + 1]
     assert int(within) < pod["spec"]["activeDeadlineSeconds"]

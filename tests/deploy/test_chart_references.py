@@ -31,6 +31,7 @@ EXISTING: dict[str, set[str]] = {
     "Secret/our-password": {"postgres"},
     "Secret/inference": {"token"},
     "Secret/access": {"who.toml"},
+    "Secret/verifier": {"secret"},
     "Secret/authority": set(),
     "Secret/registry": set(),
     "ConfigMap/authority": {"path"},

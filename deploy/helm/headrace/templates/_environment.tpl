@@ -173,3 +173,17 @@ password is libpq's own variable, because a password in a URL would have to be e
 {{- include "headrace.addressEnv" . }}
 {{- include "headrace.tlsClientEnv" . }}
 {{- end -}}
+
+{{/* The token of `helm test`, where it has one. */}}
+{{- define "headrace.verifyEnv" -}}
+{{- include "headrace.clientEnv" . }}
+{{- with .Values.verify.tokenSecret }}
+{{- if .name }}
+- name: HEADRACE_TOKEN
+  valueFrom:
+    secretKeyRef:
+      name: {{ quote .name }}
+      key: {{ quote .key }}
+{{- end }}
+{{- end }}
+{{- end -}}
