@@ -363,12 +363,12 @@ def test_ci_gets_its_programs_and_may_make_namespaces(recorder: Recorder, tmp_pa
     restriction = tmp_path / "restriction"
     restriction.write_text("1\n")
     path = f"{recorder.folder}:{_without_pgbouncer(tmp_path)}"
-    hidden = {"PATH": path, "SBIN": str(tmp_path), "APPARMOR_RESTRICTION": str(restriction)}
+    hidden = {"PATH": path, "SBIN": str(tmp_path), "SERVERS": str(tmp_path), "APPARMOR_RESTRICTION": str(restriction)}
     done = recorder.run("ci-tools.sh", **hidden)
     assert done.returncode == 0, done.stderr
     calls = [call for call in recorder.calls() if call[0] == "sudo"]
     assert [call[1] for call in calls] == ["apt-get", "env", "sysctl"]
-    assert calls[1][-2:] == ["pgbouncer", "prometheus"]
+    assert calls[1][-3:] == ["pgbouncer", "prometheus", "postgresql"]
     assert calls[2][-1] == "kernel.apparmor_restrict_unprivileged_userns=0"
 
 
