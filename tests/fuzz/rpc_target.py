@@ -21,6 +21,7 @@ from headrace.v1 import dead_letter_pb2, error_pb2, producer_pb2, queue_pb2
 from headrace.v1 import status_pb2 as status_service_pb2
 from headrace_core.settings.environment import load_settings
 from headrace_core.stack.loop_thread import LoopThread
+from headrace_core.tasks import queues
 from headrace_core.tasks.dead_letters import record_unparseable
 from headrace_core.tasks.model import Fail
 from headrace_core.tasks.outcome import error_json
@@ -172,6 +173,7 @@ async def _started(loop: LoopThread, stack: AsyncExitStack, database_url: str) -
 
 
 async def _seeded(producer: Harness) -> tuple[str, ...]:
+    await queues.resume(producer.db, "default")  # what was tried before may have paused it
     ids = [(await producer.submit(labels={"team": "a"})).task.id for _ in range(4)]
     for task_id in ids[:2]:
         unit = await claimed(producer.db, a_holder(), UUID(task_id))
